@@ -1,0 +1,59 @@
+"""limbeck distils what a large language model knows into a small one: elicit, curate, train, judge.
+
+The public names load on first use: `import limbeck` imports no torch, transformers or aiohttp.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Table": "table", "Run": "run", "op": "op", "Dropped": "op", "Judge": "judges", "Reject": "parse", "Many": "parse",
+    "LimbeckError": "errors", "BudgetError": "errors", "Incomplete": "errors",
+    "Prompt": "prompt", "Model": "models.base", "Reply": "models.base", "Request": "models.base",
+    **dict.fromkeys(
+        ("Column", "ask", "assign", "concat", "cross", "dedup", "draw", "fields", "keep", "mean", "minus", "mix", "pair",
+         "pick", "score", "shots", "where"), "verbs",
+    ),
+    **dict.fromkeys(("train", "Objective", "Text", "SFT", "forward_kl", "reverse_kl", "jsd"), "train"),
+    "Loss": "losses",
+    **dict.fromkeys(("Task", "Verdict", "Report", "evaluate"), "evals"),
+    **dict.fromkeys(("recipe", "variant"), "recipe"),
+}  # fmt: skip
+_MODULES = ("checks", "errors", "losses", "models", "parse", "recipes")
+
+__all__ = [*_HOME, *_MODULES]
+
+if TYPE_CHECKING:
+    from . import checks, errors, losses, models, parse, recipes
+    from .errors import BudgetError, Incomplete, LimbeckError
+    from .evals import Report, Task, Verdict, evaluate
+    from .judges import Judge
+    from .losses import Loss
+    from .models.base import Model, Reply, Request
+    from .op import Dropped, op
+    from .parse import Many, Reject
+    from .prompt import Prompt
+    from .recipe import recipe, variant
+    from .run import Run
+    from .table import Table
+    from .train import SFT, Objective, Text, forward_kl, jsd, reverse_kl, train
+    from .verbs import (
+        Column, ask, assign, concat, cross, dedup, draw, fields, keep, mean, minus, mix, pair, pick, score, shots, where,
+    )  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,147 @@
+"""The command line: `limbeck quickstart | run | export | methods | show | trace | gc | report`.
+
+Only Typer is imported here: `limbeck --help` must answer at once, so each command imports what it needs.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import LimbeckError
+
+app = typer.Typer(
+    help="Distil what a large language model knows into a small one: elicit, curate, train, judge.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="The run directory; run again to reuse what it holds.")] = Path(
+        "limbeck-quickstart"
+    ),
+    seed: Annotated[int, typer.Option(help="Draws other problems and other students.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Distil the shipped teacher into three students, offline, in about two minutes on two cores."""
+    from .. import quickstart as it
+
+    it.main(out, seed, as_json)
+
+
+@app.command()
+def run(
+    target: Annotated[str, typer.Argument(help="A recipe's name, file.py:function, or config.yaml.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="name=value …; see `limbeck show RECIPE`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory. Default: runs/RECIPE.")] = None,
+    budget: Annotated[str | None, typer.Option(help='A hard cap for the directory: "$5", "100 calls", "1M tokens".')] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Buy nothing; say what would be asked and its price.")] = False,
+    pilot: Annotated[int | None, typer.Option(min=1, help="Run K rows, train nothing, and say what all would cost.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first N rows of each table.")] = None,
+    rename: Annotated[list[str] | None, typer.Option(help="old=new: a column of the tables by another name.")] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Buy again what a changed prompt or changed code covers.")
+    ] = False,
+    reuse: Annotated[list[Path] | None, typer.Option(help="An earlier run directory whose replies are taken over.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The recipe's seed.")] = None,
+) -> None:
+    """Run a recipe; run it again to go on where it stopped: nothing is bought twice."""
+    from .run import run as it
+
+    it(
+        target,
+        arguments or [],
+        out=out,
+        budget=budget,
+        dry_run=dry_run,
+        pilot=pilot,
+        limit=limit,
+        rename=rename or [],
+        accept_changes=accept_changes,
+        reuse=reuse or [],
+        seed=seed,
+    )
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    format: Annotated[str, typer.Option(help="jsonl, parquet or trl.")] = "jsonl",
+    out: Annotated[Path | None, typer.Option(help="The file to write. Default: beside the run's rows.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="The finished rows of a run that is not done.")] = False,
+) -> None:
+    """Write a run's rows in a format that other tools read."""
+    from .run import export as it
+
+    it(directory, format, out, partial)
+
+
+@app.command()
+def methods(
+    skill: Annotated[str | None, typer.Option(help="Only those that teach this skill.")] = None,
+    elicits: Annotated[str | None, typer.Option(help="Only those that elicit this way, such as labeling.")] = None,
+    objective: Annotated[str | None, typer.Option(help="Only those with this objective, such as SFT.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
+) -> None:
+    """List the recipes."""
+    from .show import methods as it
+
+    it({"skill": skill, "elicits": elicits, "objective": objective}, as_json)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A recipe's name, or file.py:function.")]) -> None:
+    """Show a recipe: its card, arguments, source and prompts."""
+    from .show import show as it
+
+    it(name)
+
+
+@app.command()
+def trace(
+    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    row: Annotated[str, typer.Argument(help="A row's `_row`, or its number in rows.parquet.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the steps as JSON.")] = False,
+) -> None:
+    """Walk a row back to its seed: every call, reply, price and verdict on the way."""
+    from .show import trace as it
+
+    it(directory, row, as_json)
+
+
+@app.command()
+def gc(
+    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    model: Annotated[list[str] | None, typer.Option(help="A trained model to remove too, by its name in models/.")] = None,
+) -> None:
+    """Remove the stages that the last finished run did not use; never the ledger."""
+    from ..store import gc as it
+
+    freed, removed = it(directory, tuple(model or ()))
+    typer.echo(f"freed {freed / 1e6:.1f} MB: {', '.join(removed) or 'nothing to remove'}")
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Write a run's report.html anew."""
+    from ..report import write
+
+    typer.echo(f"{write(directory)}")
+
+
+def main() -> None:
+    """Runs the command line; an error of the user's is one line on standard error and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except LimbeckError as error:
+        print(f"limbeck: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("limbeck: interrupted; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)

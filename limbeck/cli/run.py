@@ -1,0 +1,243 @@
+"""`limbeck run` and `limbeck export`: a recipe, its arguments and a run directory."""
+
+import json
+import sys
+import time
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .. import formats, plan, recipe, report, result
+from ..bind import Source, bind, pairs
+from ..errors import LimbeckError
+from ..models.base import Model
+from ..run import Run
+from ..table import Table
+
+SECRET = "***"  # stands for a key wherever arguments are written down
+
+
+def run(
+    target: str,
+    words: list[str],
+    *,
+    out: Path | None,
+    budget: str | None,
+    dry_run: bool,
+    pilot: int | None,
+    limit: int | None,
+    rename: list[str],
+    accept_changes: bool,
+    reuse: list[Path],
+    seed: int | None,
+) -> None:
+    """Runs a recipe in a run directory and writes what came of it there."""
+    if dry_run and pilot:
+        raise LimbeckError("--dry-run buys nothing and --pilot buys a little; give one of them.")
+    name, given = _config(target) if target.endswith((".yaml", ".yml")) else (target, {})
+    given |= pairs(words)
+    if seed is not None:
+        given["seed"] = seed
+    method = recipe.find(name)
+    bound = bind(method.fn, given, method.name)
+    columns = _renames(rename)
+    out = out or Path("runs") / method.name.replace(":", "-")
+    record = _record(method, name, given, {"limit": limit, "rename": columns, "budget": budget})
+    before = _check_directory(out, method.name)
+    with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes, arguments=record["arguments"]) as it:
+        tables = {k: v.open(pilot or limit, columns) for k, v in bound.items() if isinstance(v, Source)}
+        _check_renames(columns, bound)
+        arguments = bound | tables
+        if dry_run or pilot:
+            _planned(it, method, arguments, _sizes(bound, limit), pilot)
+            return
+        record["bound"] = {k: _described(v) for k, v in arguments.items()}
+        _write(out / "run.json", record)
+        _say_changes(before, record)
+        started, bought = time.monotonic(), it.ledger.spent()
+        try:
+            made = method.fn(**arguments)
+            saved = result.save(it, made)
+        except LimbeckError:
+            _report(it)
+            raise
+        record["prompts"] = result.prompts_used(it.dir)
+        record["seconds"] = round(time.monotonic() - started, 1)
+        _write(out / "run.json", record)
+        spent = {k: it.ledger.spent()[k] - bought[k] for k in bought}
+        _report(it)
+    _summary(method.name, out, saved, spent, record["seconds"])
+
+
+def export(directory: Path, format: str, out: Path | None, partial: bool) -> None:
+    """Writes the rows of a run, or the finished ones of an incomplete run, in another format."""
+    path = directory / "rows.parquet"
+    if format not in formats.FORMATS:
+        formats.export(Table.from_rows([]), format, path)  # raises, with the nearest one
+    if partial:
+        rows = _salvaged(directory)
+        print(f"{len(rows)} finished rows of a run that is not done", file=sys.stderr)
+    elif path.exists() and (directory / "result.json").exists():
+        rows = Table.from_parquet(path)
+    elif (directory / "run.json").exists():
+        raise LimbeckError(f"the run in {directory} is not done; run it again to go on, or export its finished rows with --partial.")
+    else:
+        raise LimbeckError(f"{directory} is no run directory; give the --out of a `limbeck run`.")
+    target = out or directory / f"rows{formats.FORMATS[format][1]}"
+    if target.resolve() == path.resolve():
+        target = directory / "export.parquet"  # rows.parquet is the run's own, with its lineage
+    print(formats.export(rows, format, target))
+
+
+def _config(path: str) -> tuple[str, dict[str, Any]]:
+    import yaml
+
+    if not Path(path).is_file():
+        raise LimbeckError(f"there is no file {path}; give a recipe's name, file.py:function, or a config file.")
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise LimbeckError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise LimbeckError(f"{path} should hold `recipe:` and the recipe's arguments, one a line.")
+    if "recipe" not in data:
+        near = get_close_matches("recipe", map(str, data), 1)
+        hint = f"did you mean `recipe:` for {near[0]!r}? " if near else ""
+        raise LimbeckError(f"{path} names no recipe; {hint}Add a line `recipe: NAME`.")
+    target = str(data.pop("recipe"))
+    beside = Path(path).parent / target.partition(":")[0]
+    return (str(Path(path).parent / target) if ".py" in target and beside.is_file() else target), data
+
+
+def _renames(words: list[str]) -> dict[str, str]:
+    return pairs(words) if words else {}
+
+
+def _check_renames(columns: dict[str, str], bound: dict[str, Any]) -> None:
+    """A column that no table has is a misspelling."""
+    if not columns:
+        return
+    have = {c for v in bound.values() if isinstance(v, Source) for c in v.open().columns}
+    for old in columns:
+        if old not in have:
+            near = get_close_matches(old, have, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"they have {', '.join(sorted(have)) or 'none'}."
+            raise LimbeckError(f"--rename {old}={columns[old]}: no table has a column {old!r}; {hint}")
+
+
+def _record(method: recipe.Recipe, target: str, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says: enough to know what ran, and to run it again."""
+    shown = {k: SECRET if k.endswith(".api_key") else v for k, v in sorted(given.items())}
+    kept = {k: v for k, v in options.items() if v}
+    return {"version": 1, "recipe": method.name, "target": _absolute(target), "arguments": shown, "options": kept,
+            "card": method.card, "versions": _versions()}  # fmt: skip
+
+
+def _absolute(target: str) -> str:
+    file, py, function = target.partition(".py")
+    return f"{Path(file).resolve()}{py}{function}" if py else target
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+    from platform import python_version
+
+    found = {"python": python_version()}
+    for package in ("limbeck", "pyarrow", "torch", "transformers", "trl", "peft", "datasets", "accelerate"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_directory(out: Path, name: str) -> dict[str, Any]:
+    """The record of the run that `out` holds, {} for none. Raises where it is another recipe's."""
+    path = out / "run.json"
+    if not path.exists():
+        return {}
+    held = json.loads(path.read_text())
+    if held["recipe"] != name:
+        other = out.with_name(f"{out.name}-{name.replace(':', '-')}")
+        raise LimbeckError(f"{out} holds a run of {held['recipe']!r}; give {name!r} its own directory, such as --out {other}.")
+    return held
+
+
+def _say_changes(before: dict[str, Any], record: dict[str, Any]) -> None:
+    was, now = before.get("arguments"), record["arguments"]
+    if was is None or was == now:
+        return
+    changed = [k for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
+    told = ", ".join(f"{k}: {was.get(k, 'default')} -> {now.get(k, 'default')}" for k in changed)
+    print(f"changed: {told}. What is the same is replayed from the ledger, free.", file=sys.stderr)
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Table):
+        return {"kind": "table", "stage": value.name, "rows": len(value), "digest": value.digest}
+    if isinstance(value, Model):
+        return {"kind": "model", "name": value.name, "digest": value.digest}
+    if isinstance(value, list | tuple):
+        return [_described(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _sizes(bound: dict[str, Any], limit: int | None) -> int:
+    """The rows of the largest table argument."""
+    sizes = [len(v.open()) for v in bound.values() if isinstance(v, Source)]
+    most = max(sizes, default=0)
+    return min(most, limit) if limit else most
+
+
+def _planned(run: Run, method: recipe.Recipe, arguments: dict[str, Any], rows: int, pilot: int | None) -> None:
+    run.plan = plan.Pilot() if pilot else plan.DryRun()
+    before = run.ledger.spent()
+    try:
+        method.fn(**arguments)
+    except plan.Stopped:
+        pass
+    if isinstance(run.plan, plan.DryRun):
+        print(report.dry_run(run.plan))
+        return
+    spent = {k: v - before[k] for k, v in run.ledger.spent().items()}
+    print(report.pilot(run.ledger.spent(), spent, min(pilot or rows, rows), rows))
+
+
+def _salvaged(directory: Path) -> Table:
+    path = directory / "run.json"
+    if not path.exists():
+        raise LimbeckError(f"{directory} is no run directory; give the --out of a `limbeck run`.")
+    record = json.loads(path.read_text())
+    method = recipe.find(record["target"])
+    bound = bind(method.fn, record["arguments"], method.name)
+    options = record["options"]
+    with Run(directory, progress=False) as it:
+        it.plan = plan.Salvage()
+        tables = {k: v.open(options.get("limit"), options.get("rename")) for k, v in bound.items() if isinstance(v, Source)}
+        try:
+            made = method.fn(**(bound | tables))
+        except plan.Stopped:
+            made = it.plan.rows
+        rows = next((p for p in (made if isinstance(made, tuple) else (made,)) if isinstance(p, Table)), None)
+        if rows is None:
+            raise LimbeckError(f"{method.name} in {directory} has bought all its rows and was about to train; run it again to go on.")
+        return rows
+
+
+def _report(run: Run) -> None:
+    """The page is a by-product: what goes wrong in making it is said, and ends nothing."""
+    try:
+        report.write(run.dir)
+    except Exception as error:
+        print(f"limbeck: the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _write(path: Path, data: Any) -> None:
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(data, indent=1, ensure_ascii=False, default=str) + "\n")
+    scratch.rename(path)
+
+
+def _summary(name: str, out: Path, saved: dict[str, Any], spent: dict[str, float], seconds: float) -> None:
+    for line in report.summary(name, out, saved, spent, seconds):
+        print(line)

@@ -1,0 +1,101 @@
+"""What every model is: a name, a digest, what it can do, and one way to answer a request."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+Message = Mapping[str, Any]  # {"role": ..., "content": str | parts}, as the chat APIs name it
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """One chat request. A field that is None is not sent and is not part of the call's key."""
+
+    messages: Sequence[Message]
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: Sequence[str] | None = None
+    logprobs: int | None = None  # how many alternatives per token; 0 means the chosen token's alone
+    schema: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    extra: Mapping[str, Any] | None = None  # goes into the body as it is
+
+    def canonical(self) -> dict[str, Any]:
+        """What was set, and nothing else: the part of a call's key that the request makes."""
+        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+
+
+@dataclasses.dataclass(slots=True)
+class Reply:
+    """One answer as the model gave it, with what the provider said about it."""
+
+    text: str
+    reasoning: str | None = None  # thinking that came apart from the answer
+    finish: str = "stop"  # stop | length | content_filter | tool_calls
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None  # dollars; None where no price is known
+    served_model: str | None = None
+    token_ids: list[int] | None = None
+    # One entry per token: {"token": str, "logprob": float, "id": int?, "bytes": [int]?, "top": [same, …]?}
+    logprobs: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Reply":
+        return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Price:
+    """Dollars per million tokens."""
+
+    input: float
+    output: float
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
+
+
+class Model:
+    """A thing that answers requests. Subclasses set the fields and write `reply`.
+
+    `digest` names what the answers depend on (provider, name, revision, weights) and nothing else: no URL, key,
+    timeout or concurrency. `endpoint` is whoever answers: models that share it share its concurrency.
+    """
+
+    name: str
+    digest: str
+    endpoint: str
+    can: frozenset[str] = frozenset({"chat"})  # of: chat logprobs logits hidden embed weights vision tools
+    concurrency: int = 64
+    retries: int = 6  # tries after the first one
+    price: Price | None = None  # None: unknown
+    max_output: int | None = None  # the most tokens it may write when a request names no max_tokens
+    free: ClassVar[bool] = False  # runs here and costs nothing
+
+    async def reply(self, request: Request, key: str) -> Reply:
+        """Answers `request` once. `key` (hex) seeds local sampling, so a reply does not depend on its batch.
+
+        Raises Refused for a request that will never be answered, EndpointFailure for one that may be later.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how it answers: write `async def reply(self, request, key)`.")
+
+    def prompt_tokens_at_most(self, request: Request) -> int:
+        """An upper bound of the prompt's tokens: a token is at least one byte, plus what the chat template adds."""
+        total = 0
+        for message in request.messages:
+            content = message.get("content") or ""
+            parts = [content] if isinstance(content, str) else [str(p.get("text", "")) for p in content]
+            total += 16 + sum(len(p.encode()) for p in parts)
+        return total
+
+    async def close(self) -> None:
+        """Gives back connections or memory. Called once, when the run closes."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"

@@ -1,0 +1,125 @@
+"""What a recipe returned, written to its run directory: result.json, rows.parquet, model/."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import LimbeckError
+from .fingerprint import digest, fingerprint
+from .models.base import Model
+from .table import Table
+
+
+def save(run: Any, made: Any) -> dict[str, Any]:
+    """Writes a recipe's result to the run's directory and returns result.json's content: {kind, parts, digest}.
+
+    Tables go to rows.parquet (with `_row`, the lineage), trained models to model/ (hard links); the next ones of a
+    kind to rows-2.parquet, model-2/. A result without a table gives the last one trained on.
+    """
+    values = made if isinstance(made, tuple) else (made,)
+    parts, counts = [], {"table": 0, "model": 0}
+    for value in values:
+        kind = _kind(value)
+        if kind in counts:
+            counts[kind] += 1
+        parts.append(_part(run, kind, value, "" if counts.get(kind, 1) == 1 else f"-{counts[kind]}"))
+    last = getattr(run, "trained_on", None)
+    if not counts["table"] and last is not None:
+        _rows(run, last, "")
+    kind = parts[0]["kind"] if len(parts) == 1 else "tuple"
+    saved = {"version": 1, "kind": kind, "parts": parts, "digest": digest(*(p["digest"] for p in parts))}
+    scratch = run.dir / "result.tmp"
+    scratch.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
+    scratch.rename(run.dir / "result.json")
+    run.event("result", kind=kind, digest=saved["digest"])
+    return saved
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Table):
+        return "table"
+    if isinstance(value, Model):
+        return "model"
+    return "report" if hasattr(value, "to_json") else "value"
+
+
+def _part(run: Any, kind: str, value: Any, suffix: str) -> dict[str, Any]:
+    if kind == "table":
+        return _rows(run, value, suffix)
+    if kind == "model":
+        return _model(run, value, suffix)
+    data = value.to_json() if kind == "report" else value
+    data = json.loads(data) if isinstance(data, str) and kind == "report" else data
+    try:
+        json.dumps(data)
+    except TypeError:
+        raise LimbeckError(
+            f"the recipe returned a {type(value).__name__}; return a Table, a Model, a Report, JSON data, or a tuple of them."
+        ) from None
+    return {"kind": kind, "digest": fingerprint(data, "the result"), "data": data}
+
+
+def _rows(run: Any, rows: Table, suffix: str) -> dict[str, Any]:
+    path = run.dir / f"rows{suffix}.parquet"
+    scratch = path.with_suffix(".tmp")
+    rows.to_parquet(scratch, lineage=True)
+    scratch.rename(path)
+    stage = rows.describe()
+    return {"kind": "table", "path": path.name, "rows": len(rows), "columns": rows.columns, "digest": rows.digest, "stage": stage}
+
+
+def _model(run: Any, model: Model, suffix: str) -> dict[str, Any]:
+    part = {"kind": "model", "name": model.name, "digest": model.digest}
+    source = Path(getattr(model, "path", "") or "")
+    models = (run.dir / "models").resolve()
+    if not (source.is_dir() and models in source.resolve().parents):
+        return part  # not trained here: its name is all there is to say
+    place = run.dir / f"model{suffix}"
+    mark = place / ".digest"
+    if not (mark.exists() and mark.read_text() == model.digest):
+        scratch = run.dir / f".tmp-model{suffix}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(source, scratch, copy_function=_link)
+        (scratch / ".digest").write_text(model.digest)
+        shutil.rmtree(place, ignore_errors=True)
+        scratch.rename(place)
+    return part | {"path": place.name, "trained": str(source.resolve().relative_to(models))}
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+    return target
+
+
+def events(directory: Path) -> Iterator[dict[str, Any]]:
+    """The lines of events.jsonl; a last line that a kill cut short is left out."""
+    path = directory / "events.jsonl"
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def prompts_used(directory: Path) -> dict[str, str]:
+    """The digests of the prompt files that this run's asks named."""
+    from . import prompt
+
+    found = {}
+    for event in events(directory):
+        name = event.get("prompt") if event["event"] == "ask" else None
+        if name and name not in found:
+            try:
+                found[name] = prompt.load(name).digest
+            except LimbeckError:  # a template, not a file; or a file beside the user's recipe
+                continue
+    return found

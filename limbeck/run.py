@@ -1,0 +1,123 @@
+"""Run: one directory with its store, ledger, budget and events. The only thing in limbeck that has a state."""
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from . import engine, table
+from .errors import LimbeckError
+from .ledger import Ledger
+from .progress import Progress
+from .store import Store
+
+EVENTS_VERSION = 1
+_open: list["Run"] = []
+
+
+def current(who: str = "this") -> "Run":
+    """The run that is open. Raises LimbeckError that says how to open one."""
+    if not _open:
+        raise LimbeckError(f'{who} needs an open run, and there is none; write `with limbeck.Run("out"):` around it.')
+    return _open[-1]
+
+
+def current_or_none() -> "Run | None":
+    return _open[-1] if _open else None
+
+
+class Run:
+    """Opens a run directory: `with Run("out", budget="$5"):` makes it the one that verbs, train and evaluate use.
+
+    `budget` caps all that the directory ever buys ("$5", "100 calls", "1M tokens"). `reuse` names earlier run
+    directories whose replies are taken over for free. `arguments` (the command line's) tell a changed argument, which
+    may buy calls, from changed code or prompts, which stop first unless `accept_changes`.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        budget: str | float | None = None,
+        reuse: Iterable[str | Path] = (),
+        accept_changes: bool = False,
+        arguments: dict[str, Any] | None = None,
+        progress: bool | None = None,
+    ):
+        self.dir = Path(directory)
+        self.caps = engine.Budget.parse(budget)
+        self.reuse = [Path(r) for r in reuse]
+        self.accept_changes, self.arguments = accept_changes, arguments
+        self.progress = sys.stderr.isatty() if progress is None else progress
+        self.plan: Any = None  # a dry run's plan: nothing is bought while it is set
+        self.pilot: Any = None  # a pilot's tally of the calls behind each ask
+        self.search: list[Path] = []  # folders in which a user's own prompts lie
+        self.models: dict[str, Any] = {}  # used so far, by digest: closed with the run
+
+    def __enter__(self) -> "Run":
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.dir / ".lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise LimbeckError(
+                f"another process (pid {holder}) is working in {self.dir}; wait for it, or choose another directory."
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        self.store = Store(self.dir / "stages")
+        self.ledger = Ledger(self.dir / "ledger")
+        self.budget = engine.Budget(self.caps, self.ledger.spent())
+        self._events = (self.dir / "events.jsonl").open("a", encoding="utf-8")
+        self._sites = 0
+        self.same_arguments = self._remember_arguments()
+        _open.append(self)
+        table.home.append(self.store)
+        self.event("open", pid=os.getpid())
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        _open.remove(self)
+        table.home.remove(self.store)
+        for model in self.models.values():
+            engine.wait(model.close())
+        if error is None and self.plan is None:
+            record = self.dir / "used.json.tmp"
+            record.write_text(json.dumps({"stages": list(self.store.used)}))
+            record.rename(self.dir / "used.json")
+        self.event("close", error=f"{kind.__name__}: {error}" if kind else None, spent=self.ledger.spent())
+        self._events.close()
+        self.ledger.close()
+        self._lock.close()
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Appends one line to events.jsonl: {"v", "at", "event", …}."""
+        line = {"v": EVENTS_VERSION, "at": round(time.time(), 3), "event": kind, **fields}
+        self._events.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        self._events.flush()
+
+    def site(self, name: str) -> str:
+        """Names a place in the recipe by order of execution: the third ask of a run is the third ask of its re-run."""
+        self._sites += 1
+        return f"{self._sites}:{name}"
+
+    def bar(self, label: str, total: int | None, note: str = "") -> Progress:
+        return Progress(label, total, shown=self.progress, note=note)
+
+    def _remember_arguments(self) -> bool:
+        """Whether the command's arguments are those of the last time (without arguments, nothing is told apart)."""
+        if self.arguments is None:
+            return False
+        path = self.dir / "arguments.json"
+        text = json.dumps(self.arguments, sort_keys=True, default=str)
+        same = path.exists() and path.read_text() == text
+        path.write_text(text)
+        return same

@@ -1,0 +1,171 @@
+"""stages/<name>/: what a stage made, committed by one atomic rename, and the writer that settles column types."""
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import types
+from .errors import LimbeckError
+
+BATCH = 8192  # rows in memory at a time
+# What the store keeps beside the data. `_digest`: the row's hash. `_parent`: the index of the input row.
+# `_changed`: which of the parent's columns this stage replaced. `_from`: lineage ids. `_call`: ledger keys.
+RESERVED = {
+    "_digest": pa.binary(16),
+    "_parent": pa.int64(),
+    "_changed": pa.list_(pa.string()),
+    "_from": pa.list_(pa.string()),
+    "_call": pa.list_(pa.string()),
+    "_reason": pa.string(),
+    "_detail": pa.string(),
+    "_row": pa.string(),
+}
+
+
+class Writer:
+    """Spools rows to disk, learns each column's kind on the way, and writes one Parquet file with settled types."""
+
+    def __init__(self, path: Path):
+        self.path, self.count = path, 0
+        self.kinds: dict[str, set[str]] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._spool: Any = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        kinds = self.kinds
+        for name, value in row.items():
+            seen = kinds.get(name)
+            if seen is None:
+                if not name.isascii() and types.kind(name) != "str":
+                    raise LimbeckError(f"a column is named {name!r}, which is not valid Unicode; rename it.")
+                seen = kinds[name] = set()
+            if name not in RESERVED:
+                seen.add(types.kind(value))
+        self._rows.append(row)
+        self.count += 1
+        if len(self._rows) >= BATCH:
+            if self._spool is None:
+                self._spool = tempfile.TemporaryFile(dir=self.path.parent)
+            pickle.dump(self._rows, self._spool, pickle.HIGHEST_PROTOCOL)
+            self._rows = []
+
+    def _batches(self) -> Iterator[list[dict[str, Any]]]:
+        if self._spool is not None:
+            self._spool.seek(0)
+            with contextlib.suppress(EOFError):
+                while True:
+                    yield pickle.load(self._spool)
+        if self._rows:
+            yield self._rows
+
+    def close(self) -> dict[str, str]:
+        """Writes the file, durably, and returns {column: kind} of the data columns."""
+        settled = {name: types.join(seen) for name, seen in self.kinds.items() if name not in RESERVED}
+        fields = [
+            pa.field(name, RESERVED[name]) if name in RESERVED else types.field(name, settled[name])
+            for name in self.kinds
+        ]
+        schema = pa.schema(fields)
+        with pq.ParquetWriter(self.path, schema, compression="zstd") as out:
+            for rows in self._batches():
+                arrays = [types.to_array([r.get(f.name) for r in rows], f) for f in fields]
+                out.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        if self._spool is not None:
+            self._spool.close()
+        sync(self.path)
+        return settled
+
+
+def read(path: Path, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Streams the rows of a Parquet file as dicts, None for absent; `columns` limits what is read."""
+    with pq.ParquetFile(path) as file:
+        wanted = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
+        for batch in file.iter_batches(BATCH, columns=wanted):
+            names = batch.schema.names
+            decoded = [types.from_array(batch.column(i), batch.schema.field(i)) for i in range(len(names))]
+            for values in zip(*decoded, strict=True):
+                yield dict(zip(names, values, strict=True))
+
+
+def sync(path: Path) -> None:
+    """Makes a file or a directory's entries durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Store:
+    """The stages of one run directory. A stage exists whole or not at all: its name holds its content's key."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        self.used: dict[str, None] = {}  # in the order in which this run needed them
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def has(self, name: str) -> bool:
+        self.used.setdefault(name)
+        return (self.root / name / "meta.json").exists()
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Gives a directory to write a stage in; what was not committed vanishes with the block."""
+        path = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def commit(self, scratch: Path, name: str) -> Path:
+        """Makes a scratch directory durable and gives it its name, in one rename. Returns the stage's path."""
+        self.used.setdefault(name)
+        final = self.root / name
+        for file in scratch.iterdir():
+            sync(file)
+        sync(scratch)
+        if not (final / "meta.json").exists():  # else an equal stage got there first, with the same rows
+            scratch.rename(final)
+            sync(self.root)
+        return final
+
+
+def meta(stage: Path) -> dict[str, Any]:
+    """Reads a stage's meta.json."""
+    return json.loads((stage / "meta.json").read_text())
+
+
+def gc(run_dir: Path, models: Iterable[str] = ()) -> tuple[int, list[str]]:
+    """Removes the stages that the last finished run did not use, and the trained models named; never the ledger.
+
+    Returns the bytes freed and the names removed. Raises LimbeckError where no run has finished yet.
+    """
+    record = run_dir / "used.json"
+    if not record.exists():
+        raise LimbeckError(f"{run_dir} holds no finished run, so nothing is known to be unused; finish it first.")
+    used = set(json.loads(record.read_text())["stages"])
+    removed, freed = [], 0
+    stale = [p for p in sorted((run_dir / "stages").iterdir()) if p.is_dir() and p.name not in used]
+    for name in models:
+        path = run_dir / "models" / name
+        if not path.is_dir():
+            have = sorted(p.name for p in (run_dir / "models").glob("*")) or "none"
+            raise LimbeckError(f"gc was told to remove the model {name!r}; {run_dir} has {have}.")
+        stale.append(path)
+    for path in stale:
+        freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        shutil.rmtree(path)
+        removed.append(path.name)
+    return freed, removed

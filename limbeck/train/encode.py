@@ -1,0 +1,195 @@
+"""Rows become token ids, and a mark on those that the student is to write: its answers, end token included.
+
+The ids are those that the model would be prompted with: each answer starts exactly where the template's generation
+prompt ends, which is checked for every turn by rendering the conversation up to it.
+"""
+
+import array
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import LimbeckError
+from ..parse import Reject
+
+Piece = tuple[str, bool]  # a stretch of the conversation's text, and whether it is learned
+CHUNK = 512  # rows per call of the tokenizer
+
+
+@dataclasses.dataclass(slots=True)
+class Example:
+    """One sequence: ids (L,) int32, learn (L,) bool; the first `prompt` ids are what its last answer replies to."""
+
+    ids: torch.Tensor
+    learn: torch.Tensor
+    prompt: int
+
+
+class Examples(Sequence[Example]):
+    """All encoded rows in three flat arrays: 5 bytes a token. `rejects`: (row index, Reject) of what cannot be learned."""
+
+    def __init__(self) -> None:
+        self._ids, self._learn = array.array("i"), bytearray()
+        self._ends, self._prompts = array.array("q", [0]), array.array("i")
+        self.rejects: list[tuple[int, Reject]] = []
+        self.cut = 0  # rows whose answer lost its end to max_length
+
+    def add(self, ids: Sequence[int], learn: Sequence[bool], prompt: int) -> None:
+        self._ids.extend(ids)
+        self._learn.extend(learn)
+        self._ends.append(len(self._ids))
+        self._prompts.append(prompt)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, i: int) -> Example:  # type: ignore[override]
+        start, end = self._ends[i], self._ends[i + 1]
+        ids = torch.frombuffer(self._ids, dtype=torch.int32, count=end - start, offset=4 * start)
+        learn = torch.frombuffer(self._learn, dtype=torch.bool, count=end - start, offset=start)
+        return Example(ids, learn, self._prompts[i])
+
+
+def encode(
+    rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int, ends: Iterable[int] = (), answers: bool = True
+) -> Examples:
+    """Encodes rows with `prompt` and `response`, or `messages`; `answers=False` takes the prompts alone.
+
+    `ends`: token ids that end a turn, beside the tokenizer's own. Longer sequences are cut to `max_length` on the right;
+    a row that keeps nothing of its answers is a Reject.
+    """
+    made, stops = Examples(), {tokenizer.eos_token_id, *ends} - {None}
+    numbered = enumerate(rows)
+    while chunk := list(itertools.islice(numbered, CHUNK)):
+        found = [(i, _pieces(tokenizer, row, answers)) for i, row in chunk]
+        good = [pieces for _, pieces in found if not isinstance(pieces, Reject)]
+        ids = iter(_tokenize(tokenizer, good))
+        for i, pieces in found:
+            why = pieces if isinstance(pieces, Reject) else _add(made, pieces, next(ids), tokenizer, stops, max_length)
+            if why is not None:
+                made.rejects.append((i, why))
+    return made
+
+
+def _add(
+    made: Examples, pieces: list[Piece], ids: list[list[int]] | None, tokenizer: Any, stops: set[int], max_length: int
+) -> Reject | None:
+    """Puts one row behind the others, or says why not."""
+    if ids is None:
+        return Reject("its text does not split into tokens where the answer starts")
+    flat: list[int] = []
+    learn: list[bool] = []
+    prompt = None
+    for (_, learned), part in zip(pieces, ids, strict=True):
+        if learned:
+            # A turn ends with its end token: what the template puts behind that is never generated.
+            end = next((i for i, token in enumerate(part) if token in stops), None)
+            if end is None and part is ids[-1] and tokenizer.eos_token_id is not None:
+                part, end = [*part, tokenizer.eos_token_id], len(part)
+            written = len(part) if end is None else end + 1
+            prompt = len(flat)
+            learn += [True] * written + [False] * (len(part) - written)
+        else:
+            learn += [False] * len(part)
+        flat += part
+    if prompt is None:
+        prompt = len(flat)
+        if prompt >= max_length:
+            return Reject("the prompt alone fills max_length")
+    elif not any(learn[1:max_length]):
+        return Reject("max_length cuts the whole answer off")
+    made.cut += any(learn[max_length:])
+    made.add(flat[:max_length], learn[:max_length], min(prompt, max_length))
+    return None
+
+
+def _pieces(tokenizer: Any, row: dict[str, Any], answers: bool) -> list[Piece] | Reject:
+    messages = row.get("messages")
+    if messages is None:
+        prompt, response = row.get("prompt"), row.get("response") if answers else "-"
+        if not isinstance(prompt, str):
+            return Reject("the prompt is no text")
+        if not isinstance(response, str) or not response:
+            return Reject("the response is no text, or empty")
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    if not any(message["role"] == "assistant" for message in messages) and answers:
+        return Reject("no assistant turn")
+    if not tokenizer.chat_template:
+        pieces = _plain(tokenizer, messages)
+        return pieces if answers else pieces[:1]
+    if answers:
+        return turns(tokenizer, messages)
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
+    return [(render(tokenizer, messages[:last], ask=True), False)] if last else Reject("nothing before the answer")
+
+
+def render(tokenizer: Any, messages: list[dict[str, Any]], ask: bool = False) -> str:
+    """The conversation as the template writes it; `ask` ends it with what makes the model answer."""
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+
+
+def turns(tokenizer: Any, messages: list[dict[str, Any]]) -> list[Piece]:
+    """Splits a rendered conversation into what the assistant wrote, its end token included, and the rest.
+
+    A turn is learned where the conversation rendered up to it begins the whole one: where a template drops earlier
+    reasoning, the earlier turns are not what the model would write, and only the last one is learned. Where not even the
+    last answer follows the generation prompt, it is put there as it stands.
+    """
+    whole, done, pieces, learned = render(tokenizer, messages), 0, [], False
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    for k in (i for i, message in enumerate(messages) if message["role"] == "assistant"):
+        before = render(tokenizer, messages[:k], ask=True)
+        through = render(tokenizer, messages[: k + 1]) if k + 1 < len(messages) else whole
+        learned = through.startswith(before) and whole.startswith(through) and len(before) >= done
+        if learned:
+            pieces += [(whole[done : len(before)], False), (whole[len(before) : len(through)], True)]
+            done = len(through)
+    if learned:
+        return [*pieces, (whole[done:], False)] if done < len(whole) else pieces
+    before, answer = render(tokenizer, messages[:last], ask=True), messages[last]["content"]
+    if (opened := re.search(r"(<\w+>)\s*$", before)) and answer.lstrip().startswith(opened[1]):
+        answer = answer.lstrip()[len(opened[1]) :].lstrip("\n")  # the generation prompt has opened the reasoning already
+    return [(before, False), (answer, True)]
+
+
+def _plain(tokenizer: Any, messages: list[dict[str, Any]]) -> list[Piece]:
+    """Without a chat template: the prompt, and the answer right behind it."""
+    if [message["role"] for message in messages] != ["user", "assistant"]:
+        raise LimbeckError(
+            "train has rows with conversations, and the student's tokenizer has no chat template; "
+            "give rows with prompt and response, or a student with a template."
+        )
+    bos = tokenizer.bos_token if tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] else None
+    return [((bos or "") + messages[0]["content"], False), (messages[1]["content"], True)]
+
+
+def _tokenize(tokenizer: Any, rows: list[list[Piece]]) -> list[list[list[int]] | None]:
+    """The ids of every piece. They are those of the whole text, cut where it is: what a model is prompted with and writes.
+
+    Where a token runs across a cut (an answer that starts with the line break its prompt ends with), the pieces count,
+    tokenized each for itself as in generation; None where that would be another text.
+    """
+
+    def ids_of(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+
+    wholes = ids_of(["".join(text for text, _ in pieces) for pieces in rows])
+    parts = iter(ids_of([text for pieces in rows for text, _ in pieces]))
+    made: list[list[list[int]] | None] = []
+    for pieces, whole in zip(rows, wholes, strict=True):
+        apart = [next(parts) for _ in pieces]
+        joined = [token for part in apart for token in part]
+        if joined != whole:
+            heads = ids_of(["".join(text for text, _ in pieces[: k + 1]) for k in range(len(pieces) - 1)])
+            if all(whole[: len(head)] == head for head in heads):
+                cuts = [0, *map(len, heads), len(whole)]
+                apart = [whole[a:b] for a, b in itertools.pairwise(cuts)]
+            elif tokenizer.decode(joined) != tokenizer.decode(whole):
+                made.append(None)
+                continue
+        made.append(apart)
+    return made

@@ -1,0 +1,159 @@
+"""The numbers of a training, named as in transformers.TrainingArguments, and the key they give. No torch is loaded here."""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import LimbeckError
+from ..fingerprint import canonical, digest, fingerprint
+from ..losses import Loss
+from ..models.base import Model
+from .objective import Objective
+
+LORA = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}  # short names of peft.LoraConfig's
+HOME = Path(__file__).parent
+# The files whose behaviour decides the weights, beside those of the loss.
+SOURCES = ("encode.py", "collate.py", "schedule.py", "signal.py", "text.py", "trainer.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hparams:
+    """Names and defaults are transformers' own, but for `seed` (0, as everywhere here), `max_length` and `lora`."""
+
+    learning_rate: float = 5e-5
+    max_steps: int = -1  # counts before num_train_epochs when positive
+    num_train_epochs: float = 3.0
+    per_device_train_batch_size: int = 8  # sequences
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "linear"
+    lr_scheduler_kwargs: Mapping[str, Any] | None = None
+    warmup_steps: float = 0.0  # below 1: a share of all steps
+    optim: str = "adamw_torch_fused"
+    optim_args: str | None = None
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    neftune_noise_alpha: float | None = None
+    bf16: bool = False
+    fp16: bool = False
+    tf32: bool | None = None
+    seed: int = 0
+    max_length: int = 1024  # tokens of prompt and answer together; what is longer is cut on the right
+    lora: Mapping[str, Any] | None = None  # {"r": 8, "alpha": 16, …}: what peft.LoraConfig takes; None trains all weights
+    # What follows changes no weight, and is not in the key.
+    per_device_eval_batch_size: int = 8
+    eval_steps: int = 100
+    gradient_checkpointing: bool = False
+    logging_steps: int = 10
+    save_steps: int = 500
+    report_to: str | list[str] = "none"
+    run_name: str | None = None
+    torch_compile: bool = False
+    use_cpu: bool = False
+    dataloader_num_workers: int = 0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Hparams":
+        """Checks names and kinds. Raises LimbeckError with the nearest name there is."""
+        kinds = {f.name: f.default for f in dataclasses.fields(cls)}
+        for name in given:
+            if name not in kinds:
+                near = difflib.get_close_matches(name, kinds, 1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(kinds)}."
+                raise LimbeckError(f"train has no setting '{name}' (they are named as in transformers.TrainingArguments); {hint}")
+        return cls(**{name: _number(name, value, kinds[name]) for name, value in given.items()})._checked()
+
+    def _checked(self) -> "Hparams":
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "eval_steps"):
+            if getattr(self, name) < 1:
+                raise LimbeckError(f"train wants {name} ≥ 1; it got {getattr(self, name)}.")
+        if self.max_length < 2:
+            raise LimbeckError(f"train wants max_length ≥ 2 tokens; it got {self.max_length}.")
+        if self.max_steps < 1 and self.num_train_epochs <= 0:
+            raise LimbeckError("train wants max_steps ≥ 1 or num_train_epochs > 0; it has neither.")
+        if self.bf16 and self.fp16:
+            raise LimbeckError("train wants one precision; it got both bf16 and fp16.")
+        return self
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences per step, over all processes and accumulation."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size()
+
+    def steps(self, rows: int) -> int:
+        """How many steps `rows` trainable rows make: max_steps, or what the epochs come to."""
+        return self.max_steps if self.max_steps > 0 else -(-self.rows_seen(rows) // self.global_batch)
+
+    def rows_seen(self, rows: int) -> int:
+        """How many rows the whole training reads, repeats counted."""
+        return self.max_steps * self.global_batch if self.max_steps > 0 else max(1, round(self.num_train_epochs * rows))
+
+    def keyed(self) -> dict[str, Any]:
+        """What decides the weights: never devices, the per-device split, logging, or the checkpoint interval."""
+        names = [f.name for f in dataclasses.fields(self)]
+        kept = {name: getattr(self, name) for name in names[: names.index("per_device_eval_batch_size")]}
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            del kept[name]
+        del kept["num_train_epochs" if self.max_steps > 0 else "max_steps"]
+        return kept | {"global_batch": self.global_batch}
+
+    def arguments(self) -> dict[str, Any]:
+        """What goes to transformers.TrainingArguments under the same names."""
+        ours = ("max_length", "lora", "num_train_epochs", "max_steps", "eval_steps", "lr_scheduler_kwargs")
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ours}
+        return kept | {"lr_scheduler_kwargs": dict(self.lr_scheduler_kwargs or {})}
+
+    def lora_config(self) -> dict[str, Any]:
+        """peft.LoraConfig's arguments; all linear layers unless told otherwise."""
+        given = {LORA.get(name, name): value for name, value in (self.lora or {}).items()}
+        return {"target_modules": "all-linear", "task_type": "CAUSAL_LM", **given}
+
+
+def _number(name: str, value: Any, default: Any) -> Any:
+    """A number that came as text (YAML reads 1e-4 as text) becomes one; what is none is an error."""
+    if type(default) not in (int, float) or value is None:
+        return value
+    whole = type(default) is int
+    try:
+        number = float(value)
+        if whole and number != int(number):
+            raise ValueError
+        return int(number) if whole else number
+    except (TypeError, ValueError, OverflowError):
+        kind = "a whole number" if whole else "a number"
+        raise LimbeckError(f"train wants {name} as {kind}; it got {value!r}.") from None
+
+
+def key(student: Model, rows: Any, objective: Objective, hparams: Hparams) -> str:
+    """The digest of all that decides the weights: 32 hex characters. Two trainings with one key are one training."""
+    terms = [
+        {
+            "loss": loss_key(term.loss),
+            "text": dataclasses.asdict(term.text),
+            **{who: fingerprint(m, who) for who in ("teacher", "reference", "reward") if (m := getattr(term, who)) is not None},
+            "weight": term.weight,
+            "rows": None if term.rows is None else term.rows.digest,
+        }
+        for term in objective.terms
+    ]
+    code = [digest((HOME / name).read_bytes()) for name in SOURCES]
+    whole = {"version": 1, "student": student.digest, "rows": rows.digest, "objective": terms, "code": code}
+    return digest(canonical(whole | {"hparams": hparams.keyed()}))
+
+
+def loss_key(loss: Loss) -> str:
+    """What a loss computes: for limbeck's own, its name, arguments and the files of its math; else the function itself."""
+    if not loss.source:
+        return digest(fingerprint(loss.fn, f"loss '{loss.name}'"), fingerprint(loss.counts, "counts"), loss.unit, *loss.needs)
+    files = [(HOME.parent / "losses" / f"{name}.py").read_bytes() for name in loss.source]
+    return digest(loss.name, repr(loss.fn) if dataclasses.is_dataclass(loss.fn) else loss.fn.__qualname__, *files)
+
+
+def world_size() -> int:
+    """How many processes train together, as torchrun tells them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

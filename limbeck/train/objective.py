@@ -1,0 +1,122 @@
+"""What a training minimises: who writes the text × what signal there is × which loss. No torch is loaded here."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import LimbeckError
+from ..losses import SFT, Loss
+from ..models.base import Model
+
+SERVES = ("student.logits", "teacher.logits")  # what the trainer can give to a loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Who writes the text that the loss looks at: shares of the training steps, adding up to 1.
+
+    `data`: the rows' own answers. `student`, `teacher`: an answer that it samples during training to the row's prompt, at
+    `temperature`, of at most `max_tokens`. One coin per step, as in GKD (arXiv 2306.13649); prompts come from the rows.
+    """
+
+    data: float = 1.0
+    student: float = 0.0
+    teacher: float = 0.0
+    temperature: float = 1.0
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        shares = {"data": self.data, "student": self.student, "teacher": self.teacher}
+        if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+            said = ", ".join(f"{k}={v:g}" for k, v in shares.items())
+            raise LimbeckError(f"Text wants shares of at least 0 that add up to 1; it got {said}. Set data= to the rest.")
+        if self.temperature <= 0 or self.max_tokens < 1:
+            raise LimbeckError("Text wants temperature > 0 and max_tokens ≥ 1 for what is sampled during training.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One term of what is minimised; `a + b` adds terms up. `rows` gives a term its own data (else train's rows).
+
+    `teacher`, `reference` and `reward` are the models behind the signals that the loss `needs`.
+    """
+
+    loss: Loss
+    text: Text = Text()
+    teacher: Model | None = None
+    reference: Model | None = None
+    reward: Any = None
+    weight: float = 1.0
+    rows: Any = None
+    others: "tuple[Objective, ...]" = ()
+
+    def __add__(self, other: "Objective | Loss") -> "Objective":
+        return dataclasses.replace(self, others=(*self.others, *of(other).terms))
+
+    @property
+    def terms(self) -> "tuple[Objective, ...]":
+        return (dataclasses.replace(self, others=()), *self.others)
+
+    @property
+    def name(self) -> str:
+        return "+".join(term.loss.name for term in self.terms)
+
+
+def of(objective: "Objective | Loss") -> Objective:
+    """Takes an objective or a bare loss."""
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, Loss):
+        return Objective(objective)
+    raise LimbeckError(f"train wants an Objective or a Loss, such as SFT or Objective(forward_kl(), teacher=…); it got {objective!r}.")
+
+
+def check(student: Model, rows: Any, objective: Objective) -> None:
+    """Raises LimbeckError where the models or rows cannot serve the objective: before a call is bought or a GPU touched."""
+    if "weights" not in student.can:
+        raise LimbeckError(
+            f"train wants a student with weights; '{student.name}' can give ({_can(student)}): use hf/NAME or tiny/student."
+        )
+    for term in objective.terms:
+        for line in _lacks(term):
+            raise LimbeckError(line)
+        _check_columns(rows if term.rows is None else term.rows, term)
+
+
+def _lacks(term: Objective) -> Iterator[str]:
+    loss, text = term.loss, term.text
+    for need in loss.needs:
+        who, _, what = need.partition(".")
+        if need not in SERVES:
+            yield f"loss '{loss.name}' needs {need}; this trainer serves {', '.join(SERVES)}."
+        elif who == "teacher" and term.teacher is None:
+            yield f"loss '{loss.name}' needs {need}; the objective has no teacher: write Objective({loss.name}, teacher=…)."
+        elif who == "teacher" and what not in term.teacher.can:
+            yield (
+                f"loss '{loss.name}' needs {need}; '{term.teacher.name}' can give ({_can(term.teacher)}): "
+                "use an hf teacher, or SFT on its text."
+            )
+    if text.teacher and (term.teacher is None or "weights" not in term.teacher.can):
+        yield "Text(teacher=…) samples during training and wants an hf teacher; with any other, `ask` it first and train on its rows."
+    uses_teacher = text.teacher or any(need.startswith("teacher.") for need in loss.needs)
+    unused = {"teacher": term.teacher is not None and not uses_teacher, "reference": term.reference, "reward": term.reward}
+    for name, given in unused.items():
+        if given is not None and given is not False:
+            yield f"the objective has a {name} that loss '{loss.name}' never looks at; leave it out, or choose a loss that needs it."
+
+
+def _check_columns(rows: Any, term: Objective) -> None:
+    columns = rows.columns
+    wanted = ["prompt"] if term.text.data == 0 else ["prompt", "response"]
+    if "messages" not in columns and (missing := [c for c in wanted if c not in columns]):
+        raise LimbeckError(
+            f"train wants columns {' and '.join(wanted)} (or messages); the rows have {', '.join(columns) or 'none'}, "
+            f"no {missing[0]}: name it with fields(rows, {missing[0]}='{{…}}')."
+        )
+
+
+def _can(model: Model) -> str:
+    return ", ".join(sorted(model.can))
+
+
+__all__ = ["SFT", "Objective", "Text", "check", "of"]

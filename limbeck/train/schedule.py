@@ -1,0 +1,50 @@
+"""Which row is read when: a function of the seed and the step alone.
+
+The whole training is one long list of rows, `global_batch` to a step, however a step is split into processes and
+micro-batches; so the split changes nothing, and a training that continues reads on where it stopped.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from .encode import Example
+
+
+class Schedule(torch.utils.data.Dataset):
+    """Place i of the training -> one Example of each stream. Every stream is shuffled anew each time it was read through.
+
+    `rows_seen` rows are read in all; what the last step lacks to a whole batch is filled with rows without labels.
+    """
+
+    def __init__(self, streams: Sequence[Sequence[Example]], rows_seen: int, steps: int, global_batch: int, seed: int):
+        self.streams, self.rows_seen, self.seed = streams, rows_seen, seed
+        self.length = steps * global_batch
+        self._orders: dict[tuple[int, int], torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, place: int) -> list[Example]:
+        if place >= self.rows_seen:
+            return [BLANK] * len(self.streams)
+        return [stream[self._row(i, place)] for i, stream in enumerate(self.streams)]
+
+    def _row(self, stream: int, place: int) -> int:
+        epoch, at = divmod(place, len(self.streams[stream]))
+        if (order := self._orders.get((stream, epoch))) is None:
+            generator = torch.Generator().manual_seed(chance(self.seed, epoch))
+            order = torch.randperm(len(self.streams[stream]), generator=generator)
+            self._orders = {k: v for k, v in self._orders.items() if k[0] != stream} | {(stream, epoch): order}
+        return int(order[at])
+
+
+# Two tokens, so that there is one position, and nothing to learn at it.
+BLANK = Example(torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.bool), prompt=0)
+
+
+def chance(*parts: int) -> int:
+    """A seed out of whole numbers: the same everywhere, and unrelated for neighbours."""
+    from ..fingerprint import digest
+
+    return int(digest(*map(str, parts))[:15], 16)

@@ -1,0 +1,75 @@
+"""What the loss is told besides the text: the teacher's logits, computed as the training goes."""
+
+from typing import Any
+
+import torch
+
+from ..errors import LimbeckError
+from ..losses import Batch, Outputs
+from ..models.base import Model
+
+
+class Live:
+    """A teacher in memory that reads each batch along with the student. No gradient; always in evaluation mode."""
+
+    def __init__(self, teacher: Model):
+        self.weights = teacher.weights()
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Outputs:
+        self.weights.eval()  # dropout in a teacher would be noise in every target
+        at, home = next(self.weights.parameters()).device, batch.input_ids_bt.device
+        ids_bt, mask_bt = batch.input_ids_bt.to(at), batch.attention_mask_bt.to(at)
+        return Outputs(self.weights(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).logits.to(home))
+
+
+def align(batch: Batch, teacher: Outputs) -> Batch:
+    """The batch with both models' logits over the same tokens: the narrower of the two vocabularies' widths."""
+    width = min(teacher.logits_btv.shape[-1], batch.student.logits_btv.shape[-1])
+    cut = {who: Outputs(seen.logits_btv[..., :width]) for who, seen in (("teacher", teacher), ("student", batch.student))}
+    return Batch({**batch, **cut})
+
+
+def check_vocabularies(loss: str, teacher: Model, student: Model) -> None:
+    """Raises LimbeckError where one id means two things: equal widths prove nothing, and a padded width is no harm.
+
+    Compared are the ids that both have, as bytes; one that only one of them added on top (a padding token) may differ.
+    """
+    ours, theirs = student.tokenizer, teacher.tokenizer
+    if ours.get_vocab() == theirs.get_vocab() and _byte_level(ours) == _byte_level(theirs):
+        return
+    ours_bytes, theirs_bytes = token_bytes(ours), token_bytes(theirs)
+    shared = ours_bytes.keys() & theirs_bytes.keys()
+    wrong = next((i for i in sorted(shared) if ours_bytes[i] != theirs_bytes[i]), None)
+    if wrong is not None or not shared:
+        what = "share no token" if wrong is None else f"disagree: token {wrong} is {theirs_bytes[wrong]!r} and {ours_bytes[wrong]!r}"
+        raise LimbeckError(
+            f"{loss} compares teacher and student token by token; the tokenizers of '{teacher.name}' and '{student.name}' "
+            f"{what}. Use a teacher of the student's family, or SFT on its text."
+        )
+
+
+def token_bytes(tokenizer: Any) -> dict[int, bytes]:
+    """What each id stands for, as bytes: the alphabet of byte-level vocabularies undone, a sentencepiece mark as a blank."""
+    added, decode = set(tokenizer.added_tokens_decoder), _byte_alphabet() if _byte_level(tokenizer) else None
+    found = {}
+    for token, i in tokenizer.get_vocab().items():
+        if i not in added and decode and all(c in decode for c in token):
+            found[i] = bytes(decode[c] for c in token)
+        elif i not in added and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            found[i] = bytes([int(token[3:5], 16)])
+        else:
+            found[i] = token.replace("▁", " ").encode()
+    return found
+
+
+def _byte_level(tokenizer: Any) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return bool(backend and backend.decoder and b"ByteLevel" in backend.decoder.__getstate__())
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character for each byte, as GPT-2's vocabulary writes them: bytes that do not print start at U+0100."""
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in printed]
+    return {chr(b): b for b in printed} | {chr(256 + n): b for n, b in enumerate(rest)}

@@ -1,0 +1,338 @@
+"""ask: rows × models × draws → replies → columns. Renders first, buys what the ledger lacks, then reads the ledger."""
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .. import models, parse, prompt as prompts
+from ..engine import Buying, Job, wait
+from ..errors import ChangedError, LimbeckError
+from ..fingerprint import canonical, data_half, digest
+from ..ledger import KEY_SCHEMA
+from ..models.base import Model, Reply, Request
+from ..op import Made, row_stage
+from ..parse import Many, Reject
+from ..run import Run, current
+from ..table import Row, Table
+from .shape import Column
+
+_CHUNK = 2000  # keys looked up at a time
+META = ("reasoning", "finish", "model", "usage", "logprobs", "tool_calls")
+
+
+def ask(
+    rows: Table,
+    who: "Model | str | Sequence[Model | str]",
+    prompt: "str | prompts.Prompt | Column",
+    *,
+    n: int = 1,
+    into: str | None = None,
+    system: str | None = None,
+    shots: "Table | Sequence[Row] | None" = None,
+    schema: Any = None,
+    parse: "Callable[[str], Any] | str | None" = None,
+    temperature: "float | Column | None" = None,
+    top_p: "float | Column | None" = None,
+    max_tokens: "int | Column | None" = None,
+    stop: "Sequence[str] | Column | None" = None,
+    logprobs: int | None = None,
+    tools: Any = None,
+    extra: dict[str, Any] | None = None,
+    meta: Sequence[str] = (),
+    salt: int | str = 0,
+    shard: tuple[int, int] | None = None,
+) -> Table:
+    """Asks one or several models about each row, `n` times, and adds what they answered as columns.
+
+    `prompt` is a prompt's name, a template with `{slots}`, a Prompt, or `Column` of a column that holds chat messages
+    or prompt names. `into` names the new column (default: the prompt's `output`, else `response`); to replace one, name
+    it. A reply that does not parse becomes a reject with its reason; `parse.Many` becomes several rows. None is not
+    sent and not part of the key. `shots` are rows of prompt and response, sent as earlier turns. `meta` adds
+    `<into>_reasoning`, `_finish`, `_model`, `_usage`, `_logprobs`, `_tool_calls`; several writers add `writer`; a
+    truncated reply is marked `<into>_finish` = "length". `salt` draws afresh. `shard=(offset, stride)` asks about every
+    stride-th row from offset.
+
+    Nothing is bought twice: a call's key is the model's digest, the request, `salt` and the draw (how many earlier rows
+    rendered the same words, index within n). Raises BudgetError, Incomplete, Interrupted; the replies are kept.
+    """
+    run = current("ask")
+    asking = _Asking(rows, who, prompt, n, into, system, shots, schema, parse, meta, salt, shard)
+    asking.sampling = {
+        "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "stop": stop, "logprobs": logprobs,
+        "tools": tools, "extra": extra,
+    }  # fmt: skip
+    asking.check(run)
+    site = run.site(f"ask {asking.label}")
+    for model in asking.models:
+        run.models[model.digest] = model
+    if run.plan is not None:
+        return run.plan.ask(asking, site)
+    made = row_stage("ask", rows, asking.parameters(), lambda it: asking.answers(run, site, it), code=data_half())
+    if run.pilot is not None:
+        run.pilot.note(site, made)
+    return made
+
+
+class _Asking:
+    """One ask, settled: who is asked what about which rows, and how a reply becomes columns."""
+
+    sampling: dict[str, Any]
+
+    def __init__(self, rows, who, prompt, n, into, system, shots, schema, parse_, meta, salt, shard):  # type: ignore[no-untyped-def]
+        listed = who if isinstance(who, list | tuple) else [who]
+        self.models: list[Model] = [models.get(w) if isinstance(w, str) else w for w in listed]
+        self.rows, self.n, self.system, self.meta, self.salt, self.shard = rows, n, system, tuple(meta), salt, shard
+        self.prompt = prompts.get(prompt, current().search) if isinstance(prompt, str) else prompt
+        self.loaded: dict[str, prompts.Prompt] = {}  # prompts that rows name in a column
+        self.label = prompt.name if isinstance(prompt, Column) else self.prompt.name
+        self.shots = [{k: s.get(k) for k in ("prompt", "response")} for s in shots] if shots is not None else []
+        self.schema = schema.model_json_schema() if hasattr(schema, "model_json_schema") else schema
+        self.parser = parse.get(parse_) if isinstance(parse_, str) else parse_
+        output = None if isinstance(self.prompt, Column) else self.prompt.output
+        self.outputs: list[str] | None = list(output) if into is None and isinstance(output, list | tuple) else None
+        self.into: str = into or (output if isinstance(output, str) else None) or "response"
+        self.explicit = into is not None
+
+    def check(self, run: Run) -> None:
+        who = f"ask with prompt {self.label!r}"
+        if self.n < 1:
+            raise LimbeckError(f"{who} wants n of at least 1; it got {self.n}.")
+        if not self.models:
+            raise LimbeckError(f"{who} wants a model; `who` is an empty list.")
+        if unknown := set(self.meta) - set(META):
+            raise LimbeckError(f"{who} got meta {sorted(unknown)}; there are {', '.join(META)}.")
+        if self.shard is not None and not (0 <= self.shard[0] < self.shard[1]):
+            raise LimbeckError(f"{who} wants shard=(offset, stride) with 0 <= offset < stride; it got {self.shard}.")
+        columns = [v.name for v in self.sampling.values() if isinstance(v, Column)]
+        if isinstance(self.prompt, Column):
+            columns.append(self.prompt.name)
+        else:
+            self.prompt.check(self.rows.columns)
+        self.rows.need(who, *columns)
+        new = self.outputs or [self.into]
+        if not self.explicit and (taken := [c for c in new if c in self.rows.columns]):
+            raise LimbeckError(
+                f"{who} would replace the column {taken[0]!r}; say into={taken[0]!r} if it should, or another name."
+            )
+        for model in self.models:
+            if not isinstance(model, Model):
+                raise LimbeckError(f'{who} wants a model or "provider/name"; it got a {type(model).__name__}.')
+            wants = {"chat"} | ({"logprobs"} if self.sampling["logprobs"] is not None else set())
+            if missing := wants - model.can:
+                raise LimbeckError(f"{who} wants {sorted(missing)}; {model.name!r} can {sorted(model.can)}.")
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "models": self.models, "names": [m.name for m in self.models] if len(self.models) > 1 else None,
+            "prompt": self.prompt.digest, "n": self.n, "into": self.outputs or self.into,
+            "system": self.system, "shots": self.shots, "schema": self.schema, "parse": self.parser, "meta": self.meta,
+            "salt": self.salt, "shard": self.shard, "sampling": self.sampling,
+        }  # fmt: skip
+
+    # -- from row to request
+    def _prompt_of(self, row: Row) -> "prompts.Prompt | list":
+        if not isinstance(self.prompt, Column):
+            return self.prompt
+        value = row.get(self.prompt.name)
+        if isinstance(value, list):
+            return value
+        if isinstance(value, str) and value and not re.search(r"[\s{}]", value):
+            if value not in self.loaded:
+                self.loaded[value] = prompts.get(value, current().search)
+            return self.loaded[value]
+        raise LimbeckError(
+            f"column {self.prompt.name!r} should hold chat messages or the name of a prompt; a row has {str(value)[:60]!r}."
+        )
+
+    def request(self, row: Row) -> Request:
+        """What is sent about one row."""
+        prompt = self._prompt_of(row)
+        said = prompt if isinstance(prompt, list) else prompt.render(row)
+        messages = [dict(m) for m in said] if isinstance(said, list) else [{"role": "user", "content": said}]
+        system = [messages.pop(0)] if messages[0]["role"] == "system" else []
+        if self.system is not None:
+            system = [{"role": "system", "content": self.system}]
+        shown = [
+            turn
+            for shot in self.shots
+            for turn in (
+                {"role": "user", "content": str(shot["prompt"])},
+                {"role": "assistant", "content": str(shot["response"])},
+            )
+        ]
+        settings = {k: row.get(v.name) if isinstance(v, Column) else v for k, v in self.sampling.items()}
+        return Request(messages=[*system, *shown, *messages], schema=self.schema, **settings)
+
+    def requests(self) -> Iterator[tuple[int, Row, Model, Request, str, str, int]]:
+        """(index, row, model, request, body, words, occurrence) in input order: the render pass.
+
+        Occurrences count over all rows, those of other shards too, so that shards together equal the whole.
+        """
+        seen: Counter[str] = Counter()
+        for index, row in enumerate(self.rows.tracked()):
+            request = self.request(row)
+            body = canonical(request.canonical()).decode()
+            for model in self.models:
+                words = digest(model.digest, body)
+                occurrence = seen[words]
+                seen[words] += 1
+                if self.shard is None or index % self.shard[1] == self.shard[0]:
+                    yield index, row, model, request, body, words, occurrence
+
+    def keys(self, words: str, occurrence: int) -> list[str]:
+        fixed = (f"call {KEY_SCHEMA}", words, f"{type(self.salt).__name__} {self.salt}", str(occurrence))
+        return [digest(*fixed, str(draw)) for draw in range(self.n)]
+
+    # -- buying
+    def missing(self, run: Run) -> tuple[bytearray, int]:
+        """A mark per call, in order: does the ledger lack it? And how many it lacks."""
+        marks, lacking = bytearray(), 0
+        asked = (self.keys(words, o) for *_, words, o in self.requests())
+        for chunk in _chunks(itertools.chain.from_iterable(asked), _CHUNK):
+            have = run.ledger.have(chunk)
+            for other in run.reuse:
+                if lost := [k for k in chunk if k not in have]:
+                    have |= run.ledger.borrow(other, lost)
+            marks.extend(k not in have for k in chunk)
+        lacking = sum(marks)
+        return marks, lacking
+
+    def jobs(self, marks: bytearray, site: str, endpoint: str | None = None) -> Iterator[Job]:
+        """The calls that the ledger lacks, rendered again as they are needed."""
+        digests, at = self.rows.row_digests, 0
+        for index, _, model, request, body, words, occurrence in self.requests():
+            wanted = marks[at : at + self.n]
+            at += self.n
+            if not any(wanted) or (endpoint is not None and model.endpoint != endpoint):
+                continue
+            row = digests[16 * index : 16 * index + 16].hex()
+            for draw, key in enumerate(self.keys(words, occurrence)):
+                if wanted[draw]:
+                    yield Job(model, request, key, words, body, occurrence, draw, str(self.salt), site, row)
+
+    def buy(self, run: Run, site: str) -> None:
+        """Buys what the ledger lacks, or stops before it: changed prompts, budget, an endpoint that stays away."""
+        marks, lacking = self.missing(run)
+        names = [m.name for m in self.models]
+        run.event("ask", site=site, prompt=self.label, models=names, calls=len(marks), to_buy=lacking)
+        if not lacking:
+            return
+        self._stop_if_changed(run, marks, lacking, site)
+        first = next(self.jobs(marks, site))
+        run.budget.worst(first.model, first.request)  # a cap on what has no bound is an error before the first call
+        with run.bar(self.label, lacking, f"{', '.join(names)[:40]}") as bar:
+            buying = Buying(run.ledger, run.budget, bar)
+            widths: dict[str, int] = {}
+            for model in self.models:
+                widths[model.endpoint] = max(widths.get(model.endpoint, 1), model.concurrency)
+            lanes = {e: (width, self.jobs(marks, site, e)) for e, width in widths.items()}
+            try:
+                wait(buying.all(lanes), buying.interrupt)
+            finally:
+                run.ledger.flush()
+                run.event("bought", site=site, calls=buying.bought, money=bar.money, retries=dict(buying.retries),
+                          failed=dict(buying.failed), spent=run.ledger.spent())  # fmt: skip
+
+    def _stop_if_changed(self, run: Run, marks: bytearray, lacking: int, site: str) -> None:
+        """Stops where rows that were paid for here would be paid for again though no argument changed."""
+        if run.accept_changes or not run.same_arguments:
+            if lacking < len(marks) and run.arguments is not None and not run.same_arguments:
+                run.event("replay", site=site, replayed=len(marks) - lacking, to_buy=lacking)
+            return
+        wanted: dict[str, set[str]] = {}
+        for job in self.jobs(marks, site):
+            wanted.setdefault(job.row, set()).add(job.key)
+        now: dict[str, set[str]] = {}
+        digests = self.rows.row_digests
+        for index, *_, words, occurrence in self.requests():
+            row = digests[16 * index : 16 * index + 16].hex()
+            if row in wanted:
+                now.setdefault(row, set()).update(self.keys(words, occurrence))
+        before = run.ledger.bought_before(site, set(wanted))
+        again = sum(len(wanted[row]) for row, keys in before.items() if keys - now[row])
+        if again:
+            spent = run.ledger.spent()
+            price = f", about ${spent['money'] / spent['calls'] * again:.2f}" if spent["money"] else ""
+            raise ChangedError(
+                f"{again} calls of {site!r} are paid for already, but the prompt or the code changed and they would be "
+                f"bought again{price}; undo the change, or go on with --accept-changes."
+            )
+
+    # -- from reply to columns
+    def answers(self, run: Run, site: str, rows: Iterator[tuple[int, Row]]) -> Iterator[Made]:
+        self.buy(run, site)
+        run.ledger.flush()
+        pending: list[tuple[int, Model, list[str]]] = []
+        table: dict[int, Row] = {}  # the rows behind `pending`
+        last = -1
+        for index, _, model, _, _, words, occurrence in self.requests():
+            while last < index:
+                last, table[last] = next(rows)
+            pending.append((index, model, self.keys(words, occurrence)))
+            if len(pending) * self.n >= _CHUNK:
+                yield from self._read(run, pending, table)
+                pending, table = [], {last: table[last]}
+        yield from self._read(run, pending, table)
+
+    def _read(self, run: Run, pending: list[tuple[int, Model, list[str]]], table: dict[int, Row]) -> Iterator[Made]:
+        held = run.ledger.replies([k for *_, keys in pending for k in keys])
+        for index, model, keys in pending:
+            for key in keys:
+                data, refused = held[key]
+                if data is None:
+                    yield Made(index, Reject(f"refused: {refused}"[:200]), (key,))
+                    continue
+                reply = Reply.from_json(data)
+                for made in self._columns(table[index], model, reply):
+                    detail = reply.text if isinstance(made, Reject) else None
+                    yield Made(index, made, (key,), detail)
+
+    def _parser(self, row: Row) -> Callable[[str], Any] | None:
+        if self.parser is not None:
+            return self.parser
+        prompt = self._prompt_of(row)
+        own = None if isinstance(prompt, list) else prompt.parser
+        return own or (parse.get("json") if self.schema is not None else None)
+
+    def _columns(self, row: Row, model: Model, reply: Reply) -> Iterator[Row | Reject]:
+        parser = self._parser(row)
+        value = parser(reply.text) if parser is not None else reply.text
+        for one in value.values if isinstance(value, Many) else [value]:
+            yield one if isinstance(one, Reject) else self._row(row, model, reply, one)
+
+    def _row(self, row: Row, model: Model, reply: Reply, value: Any) -> Row | Reject:
+        outputs = self.outputs
+        if outputs is None and isinstance(self.prompt, Column) and not self.explicit:
+            named = self._prompt_of(row)  # a prompt that the row names brings its own output
+            outputs = [named.output] if not isinstance(named, list) and isinstance(named.output, str) else None
+            value = {outputs[0]: value} if outputs else value
+        if outputs is None:
+            new = {self.into: value}
+        elif isinstance(value, dict):
+            if missing := [c for c in outputs if c not in value]:
+                return Reject(f"no {missing[0]!r} in the reply")
+            new = {c: value[c] for c in outputs}
+        elif len(outputs) == 1:
+            new = {outputs[0]: value}
+        else:
+            return Reject(f"one value where {len(outputs)} were asked for")
+        stem = (outputs or [self.into])[0]
+        if len(self.models) > 1:
+            new["writer"] = model.name
+        if reply.finish == "length" or "finish" in self.meta:
+            new[f"{stem}_finish"] = reply.finish
+        usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+        extras = {
+            "reasoning": reply.reasoning, "model": reply.served_model or model.name, "usage": usage,
+            "logprobs": reply.logprobs, "tool_calls": reply.tool_calls,
+        }  # fmt: skip
+        new |= {f"{stem}_{m}": json.loads(json.dumps(extras[m])) for m in self.meta if m != "finish"}
+        return {**row, **new}
+
+
+def _chunks(items: Iterator[str], size: int) -> Iterator[list[str]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk

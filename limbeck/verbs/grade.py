@@ -1,0 +1,151 @@
+"""Verbs that put numbers on rows and use them: score mean pair."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from .. import store
+from ..errors import LimbeckError
+from ..fingerprint import data_half, digest
+from ..judges import Judge
+from ..op import Dropped, Made, group_stage, row_stage
+from ..parse import Reject
+from ..table import Row, Stage, Table
+from .ask import ask
+from .shape import _key, dry_plan
+
+
+def score(rows: Table, judge: Judge, into: str = "score") -> Table:
+    """Has each row judged and adds the mean of the judge's votes as `into`; a row without any vote becomes a reject."""
+    settings: dict[str, Any] = {"n": judge.votes, "temperature": judge.temperature, "max_tokens": judge.max_tokens}
+    if judge.together is not None:
+        return _together(rows, judge, into, settings)
+    asked = ask(rows, judge.who, judge.prompt, into="_vote", **settings)
+    if not isinstance(asked, Stage):  # a dry run's stand-in
+        return asked
+
+    def made(it: Iterator[tuple[int, Row]]) -> Iterator[Made]:
+        stored = store.read(asked.path / "rows.parquet", ["_parent", "_vote", "_call"])
+        by_row = itertools.groupby(stored, key=lambda vote: vote["_parent"])
+        at, votes = next(by_row, (None, iter(())))
+        for index, row in it:
+            numbers, calls = [], []
+            if at == index:
+                for vote in votes:
+                    calls.extend(vote["_call"] or ())
+                    if (number := _number(vote["_vote"])) is not None:
+                        numbers.append(number)
+                at, votes = next(by_row, (None, iter(())))
+            verdict: Row | Reject = Reject("the judge gave no score")
+            if numbers:
+                verdict = {**row, into: sum(numbers) / len(numbers)}
+            yield Made(index, verdict, tuple(calls))
+
+    return row_stage("score", rows, [asked.digest, judge, into], made, code=data_half())
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _together(rows: Table, judge: Judge, into: str, settings: dict[str, Any]) -> Table:
+    by = str(judge.together)
+    rows.need("score", by, "response")
+
+    def listed(members: list[Row]) -> Iterator[Row]:
+        same = {k: v for k, v in members[0].items() if k != "_row" and all(m.get(k) == v for m in members)}
+        text = "\n\n".join(f"[{i}]\n{m.get('response')}" for i, m in enumerate(members, 1))
+        yield {**same, by: members[0].get(by), "responses": text, "count": len(members)}
+
+    lists = group_stage("together", rows, [by], "responses", listed, code=data_half())
+    asked = ask(lists, judge.who, judge.prompt, into="_votes", **settings)
+    if (plan := dry_plan(asked)) is not None:
+        return plan.as_is(rows)
+
+    def made(it: Iterator[tuple[int, Row]]) -> Iterator[Made]:
+        votes: dict[bytes, list[list[float]]] = {}
+        for group in asked.tracked():
+            numbers = _numbers(group["_votes"], group["count"])
+            if numbers is not None:
+                votes.setdefault(_key(group, [by]), []).append(numbers)
+        place: dict[bytes, int] = {}
+        for index, row in it:
+            key = _key(row, [by])
+            at = place[key] = place.get(key, -1) + 1
+            mine = [numbers[at] for numbers in votes.get(key, ())]
+            if mine:
+                yield Made(index, {**row, into: sum(mine) / len(mine)})
+            else:
+                yield Made(index, Reject("the judge gave no list of as many scores as rows"))
+
+    return row_stage("score", rows, [asked.digest, judge, into], made, code=data_half())
+
+
+def _numbers(value: Any, count: int) -> list[float] | None:
+    if isinstance(value, dict) and len(value) == 1:
+        value = next(iter(value.values()))
+    numbers = [_number(v) for v in value] if isinstance(value, list) else []
+    return numbers if len(numbers) == count and None not in numbers else None  # type: ignore[return-value]
+
+
+def mean(rows: Table, by: str | list[str], on: str = "score") -> Table:
+    """Makes one row of each group: the mean of `on`, beside the columns in which all its rows agree."""
+    columns = [by] if isinstance(by, str) else list(by)
+    rows.need("mean", on)
+    if (plan := dry_plan(rows)) is not None:
+        return plan.as_is(rows)
+
+    def averaged(members: list[Row]) -> Iterator[Row | Dropped]:
+        numbers = [n for m in members if (n := _number(m.get(on))) is not None]
+        if not numbers:
+            yield from (Dropped(m, f"no {on}") for m in members)
+            return
+        yield _agreed(members) | {on: sum(numbers) / len(numbers)}
+
+    return group_stage("mean", rows, columns, on, averaged, code=data_half())
+
+
+def pair(
+    rows: Table,
+    by: str | list[str] = "prompt",
+    on: str = "score",
+    margin: float = 0.0,
+    rejected: str = "worst",
+    seed: int = 0,
+) -> Table:
+    """Makes one preference pair of each group: the best `response` as `chosen`, the worst or a random one as `rejected`.
+
+    The two must differ by more than `margin` in `on`, so ties make no pair. Rows outside a pair become rejects.
+    """
+    if rejected not in ("worst", "random"):
+        raise LimbeckError(f'pair takes rejected="worst" or "random"; it got {rejected!r}.')
+    columns = [by] if isinstance(by, str) else list(by)
+    rows.need("pair", on, "response")
+    if (plan := dry_plan(rows)) is not None:
+        return plan.as_is(rows)
+
+    def paired(members: list[Row]) -> Iterator[Row | Dropped]:
+        ranked = sorted((m for m in members if _number(m.get(on)) is not None), key=lambda m: -m[on])
+        worse = [m for m in ranked[1:] if ranked[0][on] - m[on] > margin]
+        if not worse:
+            yield from (Dropped(m, "no pair: nothing in its group is worse by the margin") for m in members)
+            return
+        best = ranked[0]
+        chance = random.Random(digest("pair", str(seed), _key(best, columns)))
+        bad = worse[-1] if rejected == "worst" else chance.choice(worse)
+        same = {k: v for k, v in _agreed(members).items() if k not in ("response", on)}
+        made = {"chosen": best["response"], "rejected": bad["response"]}
+        made |= {"chosen_score": float(best[on]), "rejected_score": float(bad[on])}
+        yield same | made | {"_from": [best["_row"], bad["_row"]]}
+        yield from (Dropped(m, "not in the pair") for m in members if m is not best and m is not bad)
+
+    return group_stage("pair", rows, columns, [on, margin, rejected, seed], paired, code=data_half())
+
+
+def _agreed(members: list[Row]) -> Row:
+    """The columns, unreserved, in which all rows of a group have the same value."""
+    first = members[0]
+    return {k: v for k, v in first.items() if k not in store.RESERVED and all(m.get(k) == v for m in members)}
+
+
