@@ -28,7 +28,6 @@ from limbeck.errors import LimbeckError
 from limbeck.fingerprint import digest
 
 PROMPTS = Path(__file__).parent / "prompts"
-search: list[Path] = []  # looked in first: the folder of a user's recipe, whose prompts lie beside it
 SLOT = re.compile(r"(\{+)([^\W\d]\w*)(\}+)")
 HEAD = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*\n(.*)\Z", re.M | re.S)
 KEYS = ("paper", "inputs", "output", "parser", "system")
@@ -52,12 +51,16 @@ class Prompt:
         parser = json.dumps([self.parser.name, self.parser.args]) if isinstance(self.parser, parse.Parser) else ""
         return digest(self.text, json.dumps([self.system, self.output]), parser)
 
-    def render(self, row: Mapping[str, Any]) -> str:
-        """Fills the slots from `row`: text goes in as it is, everything else as JSON.
+    def render(self, row: Mapping[str, Any]) -> str | list[dict[str, str]]:
+        """Fills the slots from `row`: the user's text, or two messages where the prompt has a system text.
 
-        An absent or empty (None) column is an error that names it. The system text has no slots.
+        Text goes in as it is, everything else as JSON. An absent or empty (None) column is an error that names it.
         """
-        return _fill(self.text, row, self.name)
+        text = _fill(self.text, row, self.name)
+        if self.system is None:
+            return text
+        system = _fill(self.system, row, self.name)
+        return [{"role": "system", "content": system}, {"role": "user", "content": text}]
 
     def check(self, columns: Sequence[str]) -> None:
         """Raises, before anything is sent, if the rows lack a column that this prompt takes."""
@@ -66,16 +69,11 @@ class Prompt:
                 raise _unknown(self.name, slot, columns)
 
 
-def is_name(text: str) -> bool:
-    """Says whether a prompt string names a prompt: it has neither space nor brace. All else is a template."""
-    return bool(text) and not re.search(r"[\s{}]", text)
-
-
-def resolve(prompt: "str | Prompt") -> Prompt:
-    """Gives the Prompt for what a user may write: a Prompt, a prompt's name, or a template."""
+def get(prompt: "str | Prompt", search: Iterable[Path] = ()) -> Prompt:
+    """Gives the Prompt for what a user may write: a Prompt, a name (neither space nor brace in it), or a template."""
     if isinstance(prompt, Prompt):
         return prompt
-    return load(prompt) if is_name(prompt) else inline(prompt)
+    return load(prompt, search) if prompt and not re.search(r"[\s{}]", prompt) else inline(prompt)
 
 
 def inline(template: str) -> Prompt:
@@ -85,7 +83,7 @@ def inline(template: str) -> Prompt:
     return Prompt(f"{template.strip().splitlines()[0][:40]!r}", template, slots(template))
 
 
-def load(name: str) -> Prompt:
+def load(name: str, search: Iterable[Path] = ()) -> Prompt:
     """Reads and checks a prompt: a path that ends in .md, else `<name>.md` in a folder of `search`, else a built-in."""
     if name.endswith(".md"):
         path = Path(name)
@@ -118,7 +116,7 @@ def read(name: str, file: str) -> Prompt:
     if not text:
         raise LimbeckError(f"prompt {name!r} says nothing; write its text below the second '---'.")
     system = None if head.get("system") is None else str(head["system"]).strip()
-    used, inputs = slots(text), tuple(_list(head.get("inputs", [])))
+    used, inputs = slots(text + (system or "")), tuple(_list(head.get("inputs", [])))
     if set(used) != set(inputs):
         said = f"declares the inputs {', '.join(inputs) or 'none'} and uses the slots {', '.join(used) or 'none'}"
         raise LimbeckError(f"prompt {name!r} {said}; make them the same.")

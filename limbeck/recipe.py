@@ -1,4 +1,7 @@
-"""Recipes: named functions with a card. A function's signature is the schema of its command line, its YAML and its docs."""
+"""Recipes: named functions with a card. A function's signature is the schema of its command line, its YAML and its docs.
+
+`limbeck.recipe` names both this module and its decorator: the module can be called.
+"""
 
 import dataclasses
 import functools
@@ -7,6 +10,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import types
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -175,3 +179,11 @@ def _import(path: Path) -> Any:
         sys.modules.pop(name, None)
         raise LimbeckError(f"{path}, line {error.lineno} is not Python: {error.msg}.") from None
     return module
+
+
+class _Callable(types.ModuleType):
+    def __call__(self, name: str, **card: Any) -> Callable[[Callable], Callable]:
+        return recipe(name, **card)
+
+
+sys.modules[__name__].__class__ = _Callable

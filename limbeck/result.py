@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def _part(run: Any, kind: str, value: Any, suffix: str) -> dict[str, Any]:
         raise LimbeckError(
             f"the recipe returned a {type(value).__name__}; return a Table, a Model, a Report, JSON data, or a tuple of them."
         ) from None
-    return {"kind": kind, "digest": fingerprint(data, "the result"), "data": data}
+    part = {"kind": kind, "digest": fingerprint(data, "the result"), "data": data}
+    return part | {"text": str(value)} if kind == "report" else part
 
 
 def _rows(run: Any, rows: Table, suffix: str) -> dict[str, Any]:
@@ -108,6 +110,26 @@ def events(directory: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError:
                 continue
+
+
+def stages(directory: Path) -> list[dict[str, Any]]:
+    """The meta of the stages that the last opening of this run needed, in that order, each with its `name`."""
+    used: dict[str, None] = {}
+    for event in events(directory):
+        if event["event"] == "open":
+            used = {}
+        elif event["event"] == "stage":
+            used.setdefault(event["name"])
+    held = [directory / "stages" / name / "meta.json" for name in used]
+    return [{"name": path.parent.name, **json.loads(path.read_text())} for path in held if path.exists()]
+
+
+def rejects(directory: Path) -> dict[str, int]:
+    """How many rows the last opening of this run left out, by reason."""
+    counts: Counter[str] = Counter()
+    for stage in stages(directory):
+        counts.update(stage["counts"].get("rejected") or {})
+    return dict(counts.most_common())
 
 
 def prompts_used(directory: Path) -> dict[str, str]:

@@ -53,8 +53,7 @@ class Run:
         self.reuse = [Path(r) for r in reuse]
         self.accept_changes, self.arguments = accept_changes, arguments
         self.progress = sys.stderr.isatty() if progress is None else progress
-        self.plan: Any = None  # a dry run's plan: nothing is bought while it is set
-        self.pilot: Any = None  # a pilot's tally of the calls behind each ask
+        self.plan: Any = None  # of plan.py: what asks do instead of buying, in a dry run, a pilot or a salvage
         self.search: list[Path] = []  # folders in which a user's own prompts lie
         self.models: dict[str, Any] = {}  # used so far, by digest: closed with the run
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from limbeck import prompt
 from limbeck.errors import LimbeckError
-from limbeck.prompt import Prompt, escape, inline, is_name, load, read, resolve, slots
+from limbeck.prompt import Prompt, escape, get, inline, load, read, slots
 
 HEAD = "---\ninputs: [prompt]\n---\n"
 
@@ -78,36 +78,36 @@ def test_an_unknown_slot_names_the_prompt_the_slot_and_the_nearest_column():
         filled("{a} {b}", a=None, b="x")
 
 
-def test_a_system_text_is_kept_as_it_is():
-    p = read("p", "---\ninputs: [prompt]\nsystem: Answer as {json}.\n---\nSay {prompt}.\n")
-    assert p.system == "Answer as {json}."
-    assert p.render({"prompt": "hi"}) == "Say hi."
+def test_a_system_text_makes_two_messages():
+    p = read("p", "---\ninputs: [who, prompt]\nsystem: You are {who}.\n---\nSay {prompt}.\n")
+    assert p.render({"who": "Ada", "prompt": "hi"}) == [
+        {"role": "system", "content": "You are Ada."},
+        {"role": "user", "content": "Say hi."},
+    ]
 
 
 def test_a_name_has_neither_space_nor_brace():
-    assert resolve("answer").name == "answer"
-    assert is_name("evol/deepen") and not is_name("{a}") and not is_name("a b") and not is_name("")
-    assert resolve("{prompt}").text == "{prompt}"
-    assert resolve("Go on.").render({}) == "Go on."
+    assert get("answer").name == "answer"
+    assert get("{prompt}").text == "{prompt}"
+    assert get("Go on.").render({}) == "Go on."
     p = inline("x")
-    assert resolve(p) is p
+    assert get(p) is p
     with pytest.raises(LimbeckError, match="did you mean 'answer'"):
-        resolve("anser")
+        get("anser")
     with pytest.raises(LimbeckError, match="empty prompt"):
-        resolve("")
+        get("")
 
 
-def test_a_users_folder_comes_before_the_built_in_prompts(tmp_path, monkeypatch):
+def test_a_users_folder_comes_before_the_built_in_prompts(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "hard.md").write_text(HEAD + "Harder: {prompt}")
     (tmp_path / "answer.md").write_text(HEAD + "Mine: {prompt}")
     assert load("answer").text != "Mine: {prompt}"
     assert load(str(tmp_path / "answer.md")).text == "Mine: {prompt}"
-    monkeypatch.setattr(prompt, "search", [tmp_path])
-    assert load("mine/hard").render({"prompt": "x"}) == "Harder: x"
-    assert load("answer").text == "Mine: {prompt}"
+    assert load("mine/hard", [tmp_path]).render({"prompt": "x"}) == "Harder: x"
+    assert get("answer", [tmp_path]).text == "Mine: {prompt}"
     with pytest.raises(LimbeckError, match="did you mean 'mine/hard'"):
-        load("mine/hrad")
+        load("mine/hrad", [tmp_path])
     with pytest.raises(LimbeckError, match="no prompt file"):
         load(str(tmp_path / "none.md"))
 

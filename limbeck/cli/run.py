@@ -7,12 +7,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .. import formats, plan, recipe, report, result
+from .. import formats, plan, report, result
 from ..bind import Source, bind, pairs
 from ..errors import LimbeckError
 from ..models.base import Model
+from ..recipe import Recipe, find
 from ..run import Run
 from ..table import Table
+from . import say
 
 SECRET = "***"  # stands for a key wherever arguments are written down
 
@@ -38,13 +40,14 @@ def run(
     given |= pairs(words)
     if seed is not None:
         given["seed"] = seed
-    method = recipe.find(name)
+    method = find(name)
     bound = bind(method.fn, given, method.name)
     columns = _renames(rename)
     out = out or Path("runs") / method.name.replace(":", "-")
     record = _record(method, name, given, {"limit": limit, "rename": columns, "budget": budget})
     before = _check_directory(out, method.name)
-    with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes, arguments=record["arguments"]) as it:
+    told = None if dry_run else record["arguments"]  # what is not run must not count as what was asked last
+    with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes, arguments=told) as it:
         tables = {k: v.open(pilot or limit, columns) for k, v in bound.items() if isinstance(v, Source)}
         _check_renames(columns, bound)
         arguments = bound | tables
@@ -66,7 +69,8 @@ def run(
         _write(out / "run.json", record)
         spent = {k: it.ledger.spent()[k] - bought[k] for k in bought}
         _report(it)
-    _summary(method.name, out, saved, spent, record["seconds"])
+    rejects = result.rejects(out)
+    print("\n".join(say.summary(method.name, out, saved, spent, rejects, record["seconds"])))
 
 
 def export(directory: Path, format: str, out: Path | None, partial: bool) -> None:
@@ -125,7 +129,7 @@ def _check_renames(columns: dict[str, str], bound: dict[str, Any]) -> None:
             raise LimbeckError(f"--rename {old}={columns[old]}: no table has a column {old!r}; {hint}")
 
 
-def _record(method: recipe.Recipe, target: str, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _record(method: Recipe, target: str, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """What run.json says: enough to know what ran, and to run it again."""
     shown = {k: SECRET if k.endswith(".api_key") else v for k, v in sorted(given.items())}
     kept = {k: v for k, v in options.items() if v}
@@ -189,18 +193,23 @@ def _sizes(bound: dict[str, Any], limit: int | None) -> int:
     return min(most, limit) if limit else most
 
 
-def _planned(run: Run, method: recipe.Recipe, arguments: dict[str, Any], rows: int, pilot: int | None) -> None:
+def _planned(run: Run, method: Recipe, arguments: dict[str, Any], rows: int, pilot: int | None) -> None:
+    """Runs the recipe with a plan and says what it found."""
     run.plan = plan.Pilot() if pilot else plan.DryRun()
-    before = run.ledger.spent()
+    before, broke = run.ledger.spent(), None
     try:
         method.fn(**arguments)
     except plan.Stopped:
         pass
-    if isinstance(run.plan, plan.DryRun):
-        print(report.dry_run(run.plan))
-        return
-    spent = {k: v - before[k] for k, v in run.ledger.spent().items()}
-    print(report.pilot(run.ledger.spent(), spent, min(pilot or rows, rows), rows))
+    except Exception as error:
+        if pilot or not getattr(run.plan, "costs", ()):
+            raise
+        broke = str(error).splitlines()[0] if str(error) else type(error).__name__  # a stand-in is no real reply
+    if pilot:
+        lines = say.pilot(run.ledger.spent(), before, min(pilot, rows), rows)
+    else:
+        lines = say.dry_run(run.plan, broke)
+    print("\n".join(lines))
 
 
 def _salvaged(directory: Path) -> Table:
@@ -208,7 +217,7 @@ def _salvaged(directory: Path) -> Table:
     if not path.exists():
         raise LimbeckError(f"{directory} is no run directory; give the --out of a `limbeck run`.")
     record = json.loads(path.read_text())
-    method = recipe.find(record["target"])
+    method = find(record["target"])
     bound = bind(method.fn, record["arguments"], method.name)
     options = record["options"]
     with Run(directory, progress=False) as it:
@@ -236,8 +245,3 @@ def _write(path: Path, data: Any) -> None:
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(data, indent=1, ensure_ascii=False, default=str) + "\n")
     scratch.rename(path)
-
-
-def _summary(name: str, out: Path, saved: dict[str, Any], spent: dict[str, float], seconds: float) -> None:
-    for line in report.summary(name, out, saved, spent, seconds):
-        print(line)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import torch
 
+from ..fingerprint import digest
 from .encode import Example
 
 
 class Schedule(torch.utils.data.Dataset):
-    """Place i of the training -> one Example of each stream. Every stream is shuffled anew each time it was read through.
+    """Place i of the training -> (i, one Example of each stream). Every stream is shuffled anew each time it was read through.
 
     `rows_seen` rows are read in all; what the last step lacks to a whole batch is filled with rows without labels.
     """
@@ -25,10 +26,10 @@ class Schedule(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, place: int) -> list[Example]:
+    def __getitem__(self, place: int) -> tuple[int, list[Example]]:
         if place >= self.rows_seen:
-            return [BLANK] * len(self.streams)
-        return [stream[self._row(i, place)] for i, stream in enumerate(self.streams)]
+            return place, [BLANK] * len(self.streams)
+        return place, [stream[self._row(i, place)] for i, stream in enumerate(self.streams)]
 
     def _row(self, stream: int, place: int) -> int:
         epoch, at = divmod(place, len(self.streams[stream]))
@@ -44,7 +45,5 @@ BLANK = Example(torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.bo
 
 
 def chance(*parts: int) -> int:
-    """A seed out of whole numbers: the same everywhere, and unrelated for neighbours."""
-    from ..fingerprint import digest
-
+    """A seed (60 bits) out of whole numbers: the same everywhere, and unrelated for neighbours."""
     return int(digest(*map(str, parts))[:15], 16)

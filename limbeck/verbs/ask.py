@@ -68,12 +68,7 @@ def ask(
     site = run.site(f"ask {asking.label}")
     for model in asking.models:
         run.models[model.digest] = model
-    if run.plan is not None:
-        return run.plan.ask(asking, site)
-    made = row_stage("ask", rows, asking.parameters(), lambda it: asking.answers(run, site, it), code=data_half())
-    if run.pilot is not None:
-        run.pilot.note(site, made)
-    return made
+    return asking.stage(run, site) if run.plan is None else run.plan.ask(asking, run, site)
 
 
 class _Asking:
@@ -152,9 +147,10 @@ class _Asking:
         prompt = self._prompt_of(row)
         said = prompt if isinstance(prompt, list) else prompt.render(row)
         messages = [dict(m) for m in said] if isinstance(said, list) else [{"role": "user", "content": said}]
-        system = [messages.pop(0)] if messages[0]["role"] == "system" else []
         if self.system is not None:
-            system = [{"role": "system", "content": self.system}]
+            messages = [m for m in messages if m["role"] != "system"]
+            messages.insert(0, {"role": "system", "content": self.system})
+        system = [messages.pop(0)] if messages and messages[0]["role"] == "system" else []
         shown = [
             turn
             for shot in self.shots
@@ -262,9 +258,18 @@ class _Asking:
             )
 
     # -- from reply to columns
+    def stage(self, run: Run, site: str) -> Table:
+        """Buys what is missing and stores the answers: the whole of ask, where nothing is only planned."""
+        return row_stage(
+            "ask", self.rows, self.parameters(), lambda it: self.answers(run, site, it), code=data_half()
+        )
+
     def answers(self, run: Run, site: str, rows: Iterator[tuple[int, Row]]) -> Iterator[Made]:
         self.buy(run, site)
-        run.ledger.flush()
+        yield from self.read(run, rows)
+
+    def read(self, run: Run, rows: Iterator[tuple[int, Row]]) -> Iterator[Made]:
+        """Turns the replies that the ledger holds into rows, in order; calls it does not hold are left out."""
         pending: list[tuple[int, Model, list[str]]] = []
         table: dict[int, Row] = {}  # the rows behind `pending`
         last = -1
@@ -281,6 +286,8 @@ class _Asking:
         held = run.ledger.replies([k for *_, keys in pending for k in keys])
         for index, model, keys in pending:
             for key in keys:
+                if key not in held:
+                    continue
                 data, refused = held[key]
                 if data is None:
                     yield Made(index, Reject(f"refused: {refused}"[:200]), (key,))

@@ -1,0 +1,118 @@
+"""Report: the numbers of one evaluation with their intervals, and the rows behind them; compare: two on the same items."""
+
+import dataclasses
+from typing import Any
+
+from ..errors import LimbeckError
+from ..table import Row, Table
+from .intervals import bootstrap, paired_bootstrap, wilson
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How a model did on a task. `value` is the share of right answers, or the mean score where the task scores.
+
+    Of `n` items all count for the share of right answers: one that was refused or could not be read is not right.
+    A mean score is over the `graded` items alone. `low` and `high` are the 95 % interval: Wilson's, or the bootstrap's.
+    """
+
+    task: str
+    model: str
+    value: float
+    low: float
+    high: float
+    n: int
+    graded: int  # items with a verdict
+    correct: int | None  # None where the task scores
+    unparsed: int  # answered, but the answer could not be read
+    truncated: int  # cut off by max_tokens, whatever the verdict
+    refused: int  # never answered
+    rows: Table = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def accuracy(self) -> float:
+        if self.correct is None:
+            raise LimbeckError(f"task {self.task!r} scores and has no right answers; read `value`.")
+        return self.value
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the rows."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
+
+    def __str__(self) -> str:
+        if self.correct is None:
+            said = f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g}), mean of {self.graded} of {self.n}"
+        else:
+            said = f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%}), {self.correct} of {self.n} right"
+        faults = {"unparsed": self.unparsed, "cut off": self.truncated, "refused": self.refused}
+        return f"{self.model} on {self.task}: {said}" + "".join(f"; {k} {what}" for what, k in faults.items() if k)
+
+
+def summed_up(task: str, model: str, rows: Table) -> Report:
+    """Counts graded rows (columns `correct`, `score`, `parsed`, `refused`, `response_finish`) into a Report."""
+    values, seen, scored = [], {"n": 0, "unparsed": 0, "truncated": 0, "refused": 0}, False
+    for row in rows:
+        seen["n"] += 1
+        seen["refused"] += bool(row.get("refused"))
+        seen["unparsed"] += row.get("parsed") is False
+        seen["truncated"] += row.get("response_finish") == "length"
+        scored = scored or row.get("score") is not None
+        values.append(value(row))
+    graded = [v for v in values if v is not None]
+    if scored:
+        mean = bootstrap(graded)
+        return Report(task, model, mean.value, mean.low, mean.high, graded=len(graded), correct=None, rows=rows, **seen)
+    correct, n = int(sum(graded)), seen["n"]
+    share = correct / n if n else float("nan")
+    return Report(task, model, share, *wilson(correct, n), graded=len(graded), correct=correct, rows=rows, **seen)
+
+
+def value(row: Row) -> float | None:
+    """What a graded row counts: its score, or 1 for right and 0 for wrong; None where there is no verdict."""
+    if row.get("score") is not None:
+        return float(row["score"])
+    return None if row.get("correct") is None else float(row["correct"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How much better `a` did than `b` on the same `n` items: the difference of their values with its 95 % interval.
+
+    `p` is how readily chance alone would give a difference as far from 0, two-sided, by the bootstrap.
+    """
+
+    a: str
+    b: str
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        sure = "" if self.low <= 0 <= self.high else ", more than chance"
+        return f"{self.a} - {self.b}: {self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f}) on {self.n} items{sure}"
+
+
+def compare(a: Report, b: Report, draws: int = 10_000, seed: int = 0) -> Comparison:
+    """Compares two reports item by item (a paired bootstrap). Reports on different items are an error.
+
+    For right and wrong, an item without a verdict is not right; for scores, items that either side lacks are left out.
+    """
+    first, second = ({row["item"]: value(row) for row in report.rows} for report in (a, b))
+    if apart := first.keys() ^ second.keys():
+        raise LimbeckError(
+            f"compare wants two reports on the same items; {a.model!r} on {a.task!r} and {b.model!r} on {b.task!r} differ "
+            f"in {len(apart)} of {len(first.keys() | second.keys())}. Evaluate both on one Task."
+        )
+    if (a.correct is None) != (b.correct is None):
+        raise LimbeckError("compare wants two reports of one kind; one has right answers, the other scores.")
+    if a.correct is not None:
+        pairs = [(v or 0.0, second[item] or 0.0) for item, v in first.items()]
+    else:
+        pairs = [(v, w) for item, v in first.items() if v is not None and (w := second[item]) is not None]
+    found = paired_bootstrap([v for v, _ in pairs], [w for _, w in pairs], draws, seed)
+    return Comparison(a.model, b.model, len(pairs), found.value, found.low, found.high, found.p)

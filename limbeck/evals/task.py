@@ -1,0 +1,107 @@
+"""Task, Verdict, evaluate: questions with a way to grade them, asked of a model through `ask`, so nothing is bought twice."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .. import parse
+from ..checks import gold_answer, same_answer
+from ..errors import LimbeckError
+from ..models.base import Model
+from ..op import op
+from ..prompt import Prompt
+from ..run import current
+from ..table import Row, Table, row_digest
+from ..verbs import Column, ask, concat, fields, minus
+from .report import Report, summed_up
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a grade says of one answer: right or wrong, or a score; `parsed` is False where it could not be read."""
+
+    correct: bool | None = None
+    score: float | None = None
+    parsed: bool = True
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class exact_answer:
+    """Grades the final answer of a `response` against the column `answer`: numbers exactly, words in any case.
+
+    An answer is what follows `####`, stands in `\\boxed{}` or after "the answer is". One without is unparsed.
+    """
+
+    answer: str = "answer"
+    symbolic: bool = False  # also by math-verify: expressions, sets
+
+    def __call__(self, row: Row) -> Verdict:
+        given = parse.answer(row.get("response") or "")
+        if isinstance(given, parse.Reject):
+            return Verdict(correct=False, parsed=False, why=given.reason)
+        gold = gold_answer(row, self.answer)
+        right = same_answer(given, gold, self.symbolic)
+        return Verdict(correct=right, why="" if right else f"{given} is not {gold}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Questions and how to grade their answers.
+
+    `prompt` is whatever `ask` takes; the reply is graded as written, in `response`. `grade` is a function (or a
+    dataclass with `__call__`) from the row with its `response` to a Verdict.
+    """
+
+    rows: Table
+    prompt: "str | Prompt | Column" = "{prompt}"
+    grade: Callable[[Row], Verdict] = exact_answer()
+    name: str = "task"
+
+
+def evaluate(
+    model: "Model | str",
+    task: Task,
+    *,
+    temperature: float | None = 0.0,
+    max_tokens: int | None = None,
+    system: str | None = None,
+) -> Report:
+    """Asks `model` every question of the task, grades the replies and counts them. Replies are kept like any other."""
+    items = numbered_items(task.rows)
+    settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "system": system}
+    asked = ask(items, model, task.prompt, into="response", parse=as_written, meta=("finish",), **settings)
+    refused = fields(minus(items, asked, on="item"), refused=_yes, response=None)
+    rows = concat(graded(asked, task.grade), refused)
+    report = summed_up(task.name, model if isinstance(model, str) else model.name, rows)
+    current("evaluate").event("evaluate", **report.to_json())
+    return report
+
+
+@op(scope="table")
+def numbered_items(rows: Table) -> Iterator[Row]:
+    """Names each question by its content and by how many equal ones came before, so that reports can be matched."""
+    seen: Counter[bytes] = Counter()
+    for row in rows:
+        content = row_digest(row)
+        yield {**row, "item": f"{content.hex()}:{seen[content]}"}
+        seen[content] += 1
+
+
+@op(scope="row")
+def graded(row: Row, grade: Callable[[Row], Verdict]) -> Row:
+    """Grades one reply."""
+    verdict = grade(row)
+    if not isinstance(verdict, Verdict):
+        raise LimbeckError(f"a grade wants to give a Verdict; it gave {verdict!r}. Return Verdict(correct=…).")
+    return {**row, **dataclasses.asdict(verdict)}
+
+
+def as_written(text: str) -> str:
+    """The parser that reads nothing: a reply is graded as it is."""
+    return text
+
+
+def _yes(row: Row) -> bool:
+    return True

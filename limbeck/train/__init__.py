@@ -1,0 +1,70 @@
+"""Training: `train(student, rows, objective)` gives a model again. No torch is loaded until there is something to train.
+
+`limbeck.train` names both this package and its function: the module can be called.
+"""
+
+import itertools
+import json
+import os
+import sys
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import LimbeckError
+from ..losses import SFT, Loss
+from ..models import base, get, trained
+from ..run import Run, current
+from ..table import Table
+from . import hparams as hparams_module
+from . import objective as objectives
+from .hparams import Hparams
+from .objective import Objective, Text
+
+__all__ = ["Hparams", "Objective", "Text", "train"]
+
+
+def train(
+    student: "base.Model | str",
+    rows: "Table | Iterable[dict[str, Any]]",
+    objective: Objective | Loss = SFT,
+    *,
+    eval_rows: "Table | None" = None,
+    **hparams: Any,
+) -> base.Model:
+    """Trains a copy of the student on rows with `prompt` and `response` (or `messages`), once: run again, it is reused.
+
+    `hparams` are named as in transformers.TrainingArguments (see Hparams), with `max_length` (tokens) and `lora`
+    ({"r": 8, "alpha": 16}). The model is kept in `models/` of the open run, as transformers saves it (LoRA: merged, and
+    the adapter beside it); a killed training continues from its newest whole checkpoint. `eval_rows` are looked at every
+    `eval_steps`, and change nothing. Raises LimbeckError before anything is loaded where the models, rows, objective or
+    settings do not fit together.
+    """
+    run = current("train")
+    settings = Hparams.of(hparams)
+    whole = objectives.of(objective)
+    student = get(student) if isinstance(student, str) else student
+    rows = rows if isinstance(rows, Table) else Table.from_rows(rows)
+    objectives.check(student, rows, whole)
+    key = hparams_module.key(student, rows, whole, settings)
+    path = run.dir / "models" / key[:16]
+    name = f"{student.name}+{whole.name}"
+    if reused := (path / "meta.json").exists():
+        meta = json.loads((path / "meta.json").read_text())
+    else:
+        from .work import work
+
+        meta = work(run, student, rows, whole, settings, eval_rows, path, {"name": name, "key": key})
+    told = {k: meta[k] for k in ("name", "key", "student", "objective", "rows", "rejected", "steps", "loss", "train_seconds")}
+    if int(os.environ.get("RANK", "0")) == 0:
+        run.event("train", **told, path=str(path.relative_to(run.dir)), reused=reused)
+    return trained(path, name=name, digest=key)
+
+
+class _Callable(types.ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> base.Model:
+        return train(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,49 @@
+"""Keeps the training's curve, moves its progress bar, and stops it when the loss is no number any more."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from ..errors import LimbeckError
+from ..progress import Progress
+
+
+class Watch(transformers.TrainerCallback):
+    """Appends {"step", "loss", "lr", "seconds"} (or "eval_loss") to log.jsonl; seconds go on over restarts."""
+
+    def __init__(self, log: Path, bar: Progress, spent: float):
+        self.log, self.bar = log, bar
+        self.start = time.monotonic() - spent
+        self.losses: dict[int, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.advance(1)
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_save = False  # the finished model is saved instead
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        shown = {"loss": logs.get("loss"), "lr": logs.get("learning_rate"), "eval_loss": logs.get("eval_loss")}
+        line = {name: value for name, value in shown.items() if value is not None}
+        if not line or not state.is_world_process_zero:
+            return
+        with self.log.open("a") as out:
+            out.write(json.dumps({"step": state.global_step, **line, "seconds": round(self.seconds, 3)}) + "\n")
+        if (loss := line.get("loss")) is not None:
+            self.bar.advance(0, note=f"loss {loss:.4f}")
+            if not math.isfinite(loss):
+                raise LimbeckError(
+                    f"train stopped: the loss is {loss} at step {state.global_step}; "
+                    f"lower learning_rate (now {args.learning_rate:g}), or look for broken rows."
+                )
