@@ -67,15 +67,26 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)\n(.*?)^[ \t]*\1[`~]*[ \t]*$", re.M | re.S)
 
 
-def json(text: str, require: Sequence[str] = ()) -> Any:
-    """Reads the first JSON object or list (with the keys `require`, if any), bare, in a code fence or within prose."""
-    reason = "no JSON"
+def json(text: str, require: Sequence[str] = (), many: bool = False) -> Any:
+    """Reads the first JSON object or list (with the keys `require`, if any), bare, in a code fence or within prose.
+
+    With `many`, reads the first list and gives one value per item; an item without the keys is a reject of its own.
+    """
+    reason = "no JSON list" if many else "no JSON"
     for value in _json_values(text):
-        lacking = [key for key in require if not isinstance(value, dict) or key not in value]
-        if not lacking:
+        if many:
+            if isinstance(value, list) and value:
+                return Many([Reject(lack) if (lack := _lack(item, require)) else item for item in value])
+        elif not (lack := _lack(value, require)):
             return value
-        reason = f"the JSON has no {lacking[0]!r}"
+        else:
+            reason = lack
     return Reject(reason)
+
+
+def _lack(value: Any, require: Sequence[str]) -> str:
+    lacking = [key for key in require if not isinstance(value, dict) or value.get(key) is None]
+    return f"the JSON has no {lacking[0]!r}" if lacking else ""
 
 
 def _json_values(text: str, tries: int = 100) -> Iterator[Any]:
@@ -226,9 +237,23 @@ BOXED = re.compile(r"\\f?boxed\s*\{")
 
 def answer(text: str) -> Any:
     """Reads the final answer, normalised: what comes last of `#### 8`, `\boxed{8}` and `The answer is 8.`"""
+    return normal(_final(text)[1]) or Reject("no final answer")
+
+
+def solution(text: str) -> Any:
+    """Reads a worked solution as {"rationale": …, "label": …}: the final answer, and the lines before its own."""
+    at, last = _final(text)
+    rationale, label = text[: at if text[at:].startswith("####") else text.rfind("\n", 0, at) + 1].strip(), normal(last)
+    if not label:
+        return Reject("no final answer")
+    return {"rationale": rationale, "label": label} if rationale else Reject("no rationale")
+
+
+def _final(text: str) -> tuple[int, str]:
+    """Where the final answer begins, mark included, and what it says; the end and nothing where there is none."""
     found = [(m.start(), m[1]) for marker in (AFTER_HASHES, AFTER_WORDS) for m in marker.finditer(text)]
     found += [(m.start(), inner) for m in BOXED.finditer(text) if (inner := _braced(text, m.end()))]
-    return (normal(max(found)[1]) if found else "") or Reject("no final answer")
+    return max(found, default=(len(text), ""))
 
 
 def _braced(text: str, at: int) -> str:
@@ -264,5 +289,5 @@ def normal(text: str) -> str:
 
 
 PARSERS: dict[str, Callable[..., Any]] = {
-    fn.__name__: fn for fn in (json, tags, lines, number, verdict, code, choice, answer)
+    fn.__name__: fn for fn in (json, tags, lines, number, verdict, code, choice, answer, solution)
 }

@@ -1,1 +1,379 @@
-def write(d): return d
+"""report.html: what a run did, on one page without anything to load. Funnel, rows with their lineage, cost, curves, scores."""
+
+import json
+import re
+import string
+import time
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from . import result, store
+from .errors import LimbeckError
+from .trace import trace
+
+_SAMPLES, _REJECTS, _LONGEST = 3, 8, 2500  # rows shown, rejected rows shown, characters of one value
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 420, 190, 44, 24  # of a curve, in SVG units
+
+
+def write(directory: str | Path) -> Path:
+    """Writes DIR/report.html from what the run directory holds, and returns its path."""
+    directory = Path(directory)
+    if not (directory / "events.jsonl").exists():
+        raise LimbeckError(f"{directory} is no run directory: it has no events.jsonl; give the --out of a run.")
+    record, saved = _json(directory / "run.json"), _json(directory / "result.json")
+    events = list(result.events(directory))
+    stages = _told(directory, saved, events)
+    name = str(record.get("recipe") or directory.resolve().name)
+    sections = [
+        _head(name, record, saved, events, stages),
+        _scores(saved, events),
+        _funnel(stages),
+        _curves(directory),
+        _samples(directory, saved),
+        _rejected(directory, stages),
+        _cost(events),
+        _details(record, saved),
+    ]
+    template = string.Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8"))
+    from . import __version__
+
+    page = template.substitute(
+        title=escape(f"{name} - limbeck"), body="\n".join(filter(None, sections)), version=__version__,
+        when=time.strftime("%Y-%m-%d %H:%M", time.localtime(events[-1]["at"])) if events else "",
+    )  # fmt: skip
+    scratch = directory / "report.tmp"
+    scratch.write_text(page, encoding="utf-8")
+    return scratch.rename(directory / "report.html")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _told(directory: Path, saved: dict, events: list[dict]) -> list[dict]:
+    """The stages behind the result, sources first, each with a `label`; without rows in the result, all but exams'."""
+    held = {s["name"]: s for s in result.stages(directory)}
+    behind: dict[str, None] = {}
+    table = next((p for p in saved.get("parts", []) if p["kind"] == "table"), None)
+    if table:
+        _ancestors(directory, table["stage"], behind)
+    else:
+        for name in held:
+            own: dict[str, None] = {}
+            _ancestors(directory, {"stage": name}, own)
+            if not any(n.startswith("numbered-items-") for n in own):
+                behind |= own
+    asked, labels = "", {}
+    for event in events:  # an ask's event comes right before that of its stage
+        if event["event"] == "ask":
+            asked = f"ask {event['prompt']} of {', '.join(event['models'])}"
+        elif event["event"] == "stage" and event["op"] == "ask" and asked:
+            labels[event["name"]], asked = asked, ""
+    sources = [n for n in behind if n not in held]
+    found = []
+    for name in [*sources, *(n for n in held if n in behind)]:
+        meta = held.get(name) or {"name": name, **store.meta(directory / "stages" / name)}
+        found.append(meta | {"label": labels.get(name) or _label(meta)})
+    return found
+
+
+def _ancestors(directory: Path, described: Any, found: dict[str, None]) -> None:
+    """Adds the names of the stages behind a table, as its description says, that are still there."""
+    for parent in described.get("of", ()):
+        _ancestors(directory, parent, found)
+    name = described.get("stage")
+    if name and name not in found and (directory / "stages" / name / "meta.json").exists():
+        for parent in store.meta(directory / "stages" / name)["inputs"]:
+            _ancestors(directory, parent, found)
+        found.setdefault(name)
+
+
+def _label(meta: dict) -> str:
+    """An operation and what decides it: the names of its rules."""
+    rules = re.findall(r"<function ([\w.]+)|\b([A-Za-z]\w*)\(", str(meta.get("parameters") or ""))
+    told = ", ".join(dict.fromkeys(a or b for a, b in rules)) if meta["op"] == "keep" else ""
+    read = " (read in)" if meta.get("scope") == "source" else ""
+    return f"{meta['op']} {told}".replace("-", " ").strip() + read
+
+
+# -- the parts of the page
+
+
+def _head(name: str, record: dict, saved: dict, events: list[dict], stages: list[dict]) -> str:
+    closed = next((e for e in reversed(events) if e["event"] in ("open", "close")), {})
+    error = closed.get("error")
+    state = "stopped" if error else "done" if saved else "not done"
+    card = record.get("card", {})
+    title = card.get("title") if card.get("title") != name else None
+    lines = [f'<span class="state{"" if state == "done" else " stopped"}">{state}</span>', f"<h1>{escape(name)}</h1>"]
+    told = [escape(str(title))] if title else []
+    if card.get("paper"):
+        told.append(_paper(str(card["paper"])))
+    lines.append(f'<p class="soft">{" · ".join(told)}</p>' if told else "")
+    if error:
+        lines.append(f"<p>{escape(str(error).partition(': ')[2] or str(error))}</p>")
+    spent = next((e["spent"] for e in reversed(events) if "spent" in e), {})
+    rows = next((p["rows"] for p in saved.get("parts", []) if p["kind"] == "table"), None)
+    rejected = sum(sum((s["counts"].get("rejected") or {}).values()) for s in stages)
+    facts = {
+        "rows made": None if rows is None else f"{rows:,}",
+        "left out": f"{rejected:,}" if stages else None,
+        "calls": f"{spent.get('calls', 0):,}",
+        "tokens": _short(spent.get("tokens", 0)),
+        "paid": _money(spent.get("money", 0.0)),
+        "time": _duration(_worked(events)),
+    }
+    cells = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items() if v is not None)
+    return "\n".join([*filter(None, lines), f'<dl class="facts">{cells}</dl>'])
+
+
+def _paper(paper: str) -> str:
+    number = paper.removeprefix("arXiv:").removeprefix("arxiv:")
+    link = paper if paper.startswith("http") else f"https://arxiv.org/abs/{number}"
+    return f'<a href="{escape(link)}" style="color:inherit">{escape(paper)}</a>'
+
+
+def _scores(saved: dict, events: list[dict]) -> str:
+    """Every evaluation, with its interval drawn."""
+    found = [p["data"] for p in saved.get("parts", []) if p["kind"] == "report"]
+    seen = {(d.get("model"), d.get("task")) for d in found}
+    for event in events:  # those that the recipe kept to itself
+        if event["event"] == "evaluate" and (key := (event.get("model"), event.get("task"))) not in seen:
+            seen.add(key)
+            found.append(event)
+    found = [{"value": d.get("accuracy", d.get("score")), **d} for d in found]
+    found = [d for d in found if isinstance(d["value"], int | float)]
+    if not found:
+        return ""
+    top = max([1.0, *(d["high"] for d in found)])
+    rows = []
+    for d in found:
+        share = d.get("correct") is not None
+        shown = "{:.1%}" if share else "{:.3g}"
+        value, low, high = (shown.format(d[k]) for k in ("value", "low", "high"))
+        at, a, b = (100 * max(0.0, d[k]) / top for k in ("value", "low", "high"))
+        faults = ", ".join(f"{d[k]} {w}" for k, w in (("unparsed", "unparsed"), ("truncated", "cut off"), ("refused", "refused")) if d.get(k))
+        rows.append(
+            f"<tr><td>{escape(str(d.get('label') or d['model']))}</td><td class=number><b>{value}</b></td>"
+            f'<td><div class="interval"><span class="soft">{low} – {high}</span>'
+            f'<div class="range"><i style="left:{a:.2f}%;width:{b - a:.2f}%"></i><b style="left:{at:.2f}%"></b></div></div></td>'
+            f'<td class="number soft wide">{d["n"]}</td><td class="soft small wide">{faults}</td></tr>'
+        )
+    head = "<tr><th>model<th class=number>score<th>95 % interval<th class='number wide'>items<th class=wide></tr>"
+    tasks = ", ".join(dict.fromkeys(str(d["task"]) for d in found))
+    return f'<h2>How good it is</h2><p class="soft small">{escape(tasks)}</p><div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _funnel(stages: list[dict]) -> str:
+    """Each stage's rows, and why the others were left out."""
+    if not stages:
+        return ""
+    most = max(1, *(s["counts"]["out"] + sum((s["counts"].get("rejected") or {}).values()) for s in stages))
+    items = []
+    for stage in stages:
+        out, reasons = stage["counts"]["out"], stage["counts"].get("rejected") or {}
+        lost = sum(reasons.values())
+        why = "".join(f"<li><b>{n:,}</b> {escape(r)}</li>" for r, n in sorted(reasons.items(), key=lambda x: -x[1])[:6])
+        why = f'<ul class="why">{why}</ul>' if why else ""
+        label = escape(stage["label"])
+        items.append(
+            f'<li><div class="head"><span>{label}</span><span class="count">{out:,}</span></div>'
+            f'<div class="bar"><i style="width:{100 * out / most:.2f}%"></i><u style="width:{100 * lost / most:.2f}%"></u></div>{why}</li>'
+        )
+    note = "Rows after each step, in the order of the recipe; what was left out, and why."
+    return f'<h2>From seed to rows</h2><p class="soft small">{note}</p><ol class="steps">{"".join(items)}</ol>'
+
+
+def _curves(directory: Path) -> str:
+    """The loss of every training below the run directory."""
+    logs = sorted([*directory.glob("models/*/log.jsonl"), *directory.glob("*/models/*/log.jsonl")])
+    figures = []
+    for log in logs:
+        lines = [p for p in map(_parsed, log.read_text().splitlines()) if p]
+        meta = _json(log.parent / "meta.json")
+        name = str(meta.get("name") or log.parent.name)
+        if log.parts[-4] != directory.name and log.parents[2] != directory:
+            name = log.parents[2].name
+        svg = _svg([(p["step"], p["loss"]) for p in lines if "loss" in p], [(p["step"], p["eval_loss"]) for p in lines if "eval_loss" in p])
+        if svg:
+            seconds = meta.get("train_seconds") or (lines[-1].get("seconds") if lines else None)
+            told = f"{escape(name)}: loss {lines[-1].get('loss', float('nan')):.4g} after {lines[-1]['step']:,} steps"
+            told += f", {_duration(seconds)}" if seconds else ""
+            figures.append(f"<figure>{svg}<figcaption>{told}</figcaption></figure>")
+    return f'<h2>Training</h2><div class="curves">{"".join(figures)}</div>' if figures else ""
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:  # a kill cut the line short
+        return None
+
+
+def _svg(line: list[tuple[float, float]], second: list[tuple[float, float]]) -> str:
+    """A loss curve with its axes; `second` is the held-out loss, dashed."""
+    if len(line) < 2:
+        return ""
+    points = line + second
+    last, high, low = max(x for x, _ in points), max(y for _, y in points), min(0.0, *(y for _, y in points))
+    high = high if high > low else low + 1.0
+
+    def place(x: float, y: float) -> str:
+        across = _LEFT + (_WIDTH - _LEFT - 8) * x / max(last, 1)
+        return f"{across:.1f},{8 + (_HEIGHT - _BOTTOM - 8) * (high - y) / (high - low):.1f}"
+
+    grid = ""
+    for k in range(5):
+        y = low + (high - low) * k / 4
+        at = place(0, y).split(",")[1]
+        grid += f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{at}" y2="{at}"/>'
+        grid += f'<text x="{_LEFT - 6}" y="{float(at) + 4:.1f}" text-anchor="end">{y:.2g}</text>'
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        across = place(last * share, low).split(",")[0]
+        grid += f'<text x="{across}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{last * share:,.0f}</text>'
+    drawn = f'<polyline class="line" points="{" ".join(place(*p) for p in line)}"/>'
+    if len(second) > 1:
+        drawn += f'<polyline class="line second" points="{" ".join(place(*p) for p in second)}"/>'
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="loss by step">{grid}{drawn}</svg>'
+
+
+def _samples(directory: Path, saved: dict) -> str:
+    """A few finished rows, each walked back to its seed."""
+    table = next((p for p in saved.get("parts", []) if p["kind"] == "table"), None)
+    count = table["rows"] if table else 0
+    shown = [_trail(directory, i) for i in sorted({count * k // _SAMPLES for k in range(_SAMPLES)} & set(range(count)))]
+    shown = [s for s in shown if s]
+    if not shown:
+        return ""
+    note = "From the finished row back to its seed: what each step made, what was asked, and what came back."
+    return f'<h2>Rows and where they come from</h2><p class="soft small">{note}</p>{"".join(shown)}'
+
+
+def _trail(directory: Path, row: int) -> str:
+    try:
+        steps = trace(directory, row)
+    except LimbeckError:  # the result keeps no lineage, or a stage was collected
+        return ""
+    parts = []
+    for step in steps:
+        made = "".join(_field(k, v) for k, v in step["row"].items())
+        calls = "".join(_call(c) for c in step["calls"])
+        parts.append(f'<div class="trail"><h3>{escape(_label(step))} <span class="soft mono">{escape(step["id"])}</span></h3>{made}{calls}</div>')
+    first = next((str(v) for v in steps[-1]["row"].values() if isinstance(v, str)), f"row {row}")
+    title = escape(first[:110] + ("…" if len(first) > 110 else ""))
+    return f"<details><summary>{title}</summary><div>{''.join(parts)}</div></details>"
+
+
+def _call(call: dict) -> str:
+    messages = (call.get("request") or {}).get("messages") or []
+    asked = "\n\n".join(f"{m.get('role')}: {_text(m.get('content'))}" for m in messages)
+    reply = (call.get("reply") or {}).get("text") or call.get("refused") or ""
+    tokens = f"{call.get('prompt_tokens') or 0:,} tokens in, {call.get('completion_tokens') or 0:,} out"
+    served = f"{call['served']}, " if call.get("served") else ""
+    return (
+        f'<p class="soft small">asked ({escape(served)}{tokens}, {_money(call.get("cost"))})</p><pre>{escape(asked[:_LONGEST])}</pre>'
+        f'<p class="soft small">answered</p><pre>{escape(reply[:_LONGEST])}</pre>'
+    )
+
+
+def _field(name: str, value: Any) -> str:
+    text = _text(value)
+    if len(text) > 90 or "\n" in text:
+        return f'<div class="field"><span>{escape(name)}</span><pre>{escape(text[:_LONGEST])}</pre></div>'
+    return f'<div class="field"><span>{escape(name)}</span>{escape(text)}</div>'
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _rejected(directory: Path, stages: list[dict]) -> str:
+    """One row for each reason for which rows were left out."""
+    shown: list[str] = []
+    for stage in stages:
+        wanted = dict(stage["counts"].get("rejected") or {})
+        path = directory / "stages" / stage["name"] / "rejects.parquet"
+        for row in store.read(path) if wanted and path.exists() else ():
+            reason = row.get("_reason")
+            if reason not in wanted or len(shown) >= _REJECTS:
+                continue
+            count = wanted.pop(reason)
+            data = "".join(_field(k, v) for k, v in row.items() if v is not None and not k.startswith("_"))
+            wrote = f'<p class="soft small">the model wrote</p><pre>{escape(row["_detail"][:_LONGEST])}</pre>' if row.get("_detail") else ""
+            title = f'<b>{count:,}</b> {escape(reason)} <span class="soft small">at {escape(stage["op"])}</span>'
+            shown.append(f"<details><summary>{title}</summary><div>{data}{wrote}</div></details>")
+            if not wanted:
+                break
+    note = "One example for each reason; all of them are kept in stages/*/rejects.parquet."
+    return f'<h2>Left out</h2><p class="soft small">{note}</p>{"".join(shown)}' if shown else ""
+
+
+def _cost(events: list[dict]) -> str:
+    """What each ask bought, over all the times the run was opened."""
+    sites: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if event["event"] not in ("ask", "bought"):
+            continue
+        site = sites.setdefault(event["site"], {"models": "", "calls": 0, "money": 0.0, "retried": 0, "failed": 0})
+        if event["event"] == "ask":
+            site["models"] = ", ".join(event["models"])
+        else:
+            site["calls"] += event["calls"]
+            site["money"] += event["money"]
+            site["retried"] += sum(event["retries"].values())
+            site["failed"] += sum(event["failed"].values())
+    rows = "".join(
+        f"<tr><td>{escape(name.partition(':')[2])}</td><td class=wide>{escape(s['models'])}</td><td class=number>{s['calls']:,}</td>"
+        f"<td class='number wide'>{s['retried']:,}</td><td class='number wide'>{s['failed']:,}</td><td class=number>{_money(s['money'])}</td></tr>"
+        for name, s in sites.items()
+    )
+    head = "<tr><th>ask<th class=wide>who<th class=number>bought<th class='number wide'>retried<th class='number wide'>failed<th class=number>paid</tr>"
+    return f'<h2>Calls</h2><div class="scroll"><table>{head}{rows}</table></div>' if rows else ""
+
+
+def _details(record: dict, saved: dict) -> str:
+    pairs: list[tuple[str, Any]] = list((record.get("arguments") or {}).items()) + list((record.get("options") or {}).items())
+    pairs += [(f"departs {i}", d) for i, d in enumerate(record.get("card", {}).get("departs", []), 1)]
+    pairs += [(f"prompt {k}", v) for k, v in (record.get("prompts") or {}).items()]
+    pairs += list((record.get("versions") or {}).items())
+    pairs += [("result", saved["digest"])] if saved else []
+    rows = "".join(_field(k, v) for k, v in pairs)
+    return f"<h2>Details</h2><details><summary>Arguments, prompts, versions</summary><div>{rows}</div></details>" if rows else ""
+
+
+# -- numbers in words
+
+
+def _worked(events: Iterable[dict]) -> float:
+    """The seconds for which the run was open, all openings together."""
+    total, opened, last = 0.0, None, None
+    for event in events:
+        if event["event"] == "open":
+            total += (last - opened) if opened is not None and last is not None else 0.0  # a kill: no close
+            opened = event["at"]
+        last = event["at"]
+        if event["event"] == "close" and opened is not None:
+            total, opened = total + last - opened, None
+    return total + (last - opened if opened is not None and last is not None else 0.0)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _money(dollars: float | None) -> str:
+    if dollars is None:
+        return "price unknown"
+    return f"${dollars:,.2f}" if dollars >= 0.01 or dollars == 0 else f"${dollars:.4f}"
+
+
+def _short(number: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e4)):
+        if number >= size:
+            return f"{number / (1e3 if unit == 'k' else size):.3g}{unit}"
+    return f"{number:,.0f}"
+

@@ -35,7 +35,7 @@ def save(run: Any, made: Any) -> dict[str, Any]:
     scratch = run.dir / "result.tmp"
     scratch.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
     scratch.rename(run.dir / "result.json")
-    run.event("result", kind=kind, digest=saved["digest"])
+    run.event("result", result=kind, digest=saved["digest"])
     return saved
 
 

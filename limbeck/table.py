@@ -239,6 +239,7 @@ class Table:
         writer = store.Writer(Path(path))
         for name in self.columns:
             writer.kinds[name] = {"null"}
+        lineage = lineage or not self.columns  # Parquet cannot count rows that have no column at all
         for row in self.tracked() if lineage else self:
             writer.add(row)
         writer.close()

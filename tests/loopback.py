@@ -104,7 +104,7 @@ class Server:
         seen["status"] = 200
         reply = self._completion(body, k)
         if self.log:
-            with self.log.open("a") as file:  # on disk before the answer goes out: what was bought is known after a kill
+            with self.log.open("a") as file:  # before the answer goes out: what was bought is known after a kill
                 file.write(json.dumps({"words": words, "k": k, "n": n}) + "\n")
         return web.json_response(reply)
 

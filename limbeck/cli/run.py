@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def run(
         _check_renames(columns, bound)
         arguments = bound | tables
         if dry_run or pilot:
-            _planned(it, method, arguments, _sizes(bound, limit), pilot)
+            _planned(it, lambda: method.fn(**arguments), _sizes(bound, limit), pilot)
             return
         record["bound"] = {k: _described(v) for k, v in arguments.items()}
         _write(out / "run.json", record)
@@ -193,23 +194,18 @@ def _sizes(bound: dict[str, Any], limit: int | None) -> int:
     return min(most, limit) if limit else most
 
 
-def _planned(run: Run, method: Recipe, arguments: dict[str, Any], rows: int, pilot: int | None) -> None:
-    """Runs the recipe with a plan and says what it found."""
-    run.plan = plan.Pilot() if pilot else plan.DryRun()
-    before, broke = run.ledger.spent(), None
-    try:
-        method.fn(**arguments)
-    except plan.Stopped:
-        pass
-    except Exception as error:
-        if pilot or not getattr(run.plan, "costs", ()):
-            raise
-        broke = str(error).splitlines()[0] if str(error) else type(error).__name__  # a stand-in is no real reply
-    if pilot:
-        lines = say.pilot(run.ledger.spent(), before, min(pilot, rows), rows)
-    else:
-        lines = say.dry_run(run.plan, broke)
-    print("\n".join(lines))
+def _planned(run: Run, walk: Callable[[], Any], rows: int, pilot: int | None) -> None:
+    """Runs the recipe as a plan and says what it found."""
+    if not pilot:
+        dry = plan.DryRun()
+        dry.walk(run, walk)
+        print(dry)
+        return
+    before, measured = run.ledger.spent(), plan.Pilot()
+    measured.walk(run, walk)
+    spent = {k: v - before[k] for k, v in run.ledger.spent().items()}
+    found = measured.estimate(run.ledger, min(pilot, rows), rows)
+    print("\n".join(say.pilot(found, spent, min(pilot, rows), rows)))
 
 
 def _salvaged(directory: Path) -> Table:
@@ -221,12 +217,10 @@ def _salvaged(directory: Path) -> Table:
     bound = bind(method.fn, record["arguments"], method.name)
     options = record["options"]
     with Run(directory, progress=False) as it:
-        it.plan = plan.Salvage()
         tables = {k: v.open(options.get("limit"), options.get("rename")) for k, v in bound.items() if isinstance(v, Source)}
-        try:
-            made = method.fn(**(bound | tables))
-        except plan.Stopped:
-            made = it.plan.rows
+        salvage = plan.Salvage()
+        made = salvage.walk(it, lambda: method.fn(**(bound | tables)))
+        made = salvage.rows if salvage.rows is not None else made
         rows = next((p for p in (made if isinstance(made, tuple) else (made,)) if isinstance(p, Table)), None)
         if rows is None:
             raise LimbeckError(f"{method.name} in {directory} has bought all its rows and was about to train; run it again to go on.")

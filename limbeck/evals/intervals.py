@@ -35,7 +35,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def bootstrap(values: Sequence[float], draws: int = 10_000, seed: int = 0, level: float = 0.95) -> Estimate:
-    """The mean of `values` with its percentile interval over `draws` resamples of the same size. Seeded: always the same."""
+    """The mean of `values` with its percentile interval over `draws` seeded resamples of the same size."""
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan, 1.0)
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
@@ -52,7 +52,7 @@ def bootstrap(values: Sequence[float], draws: int = 10_000, seed: int = 0, level
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], draws: int = 10_000, seed: int = 0, level: float = 0.95
 ) -> Estimate:
-    """The mean of `a - b`, item by item, with its interval: what two models scored on the same items in the same order."""
+    """The mean of `a - b` with its interval, where both hold scores of the same items in the same order."""
     if len(a) != len(b):
         raise LimbeckError(f"paired_bootstrap wants two scores for each item; it got {len(a)} and {len(b)}.")
     return bootstrap(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), draws, seed, level)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Report: the numbers of one evaluation with their intervals, and the rows behind them; compare: two on the same items."""
+"""Report: the numbers of one evaluation with intervals, and the rows behind them; compare: two on the same items."""
 
 import dataclasses
 from typing import Any
@@ -36,8 +36,10 @@ class Report:
         return self.value
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the rows."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
+        """Everything but the rows; the value under its own name, `accuracy` or `score`."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
+        named = "score" if self.correct is None else "accuracy"
+        return {named if name == "value" else name: number for name, number in data.items()}
 
     def __str__(self) -> str:
         if self.correct is None:
@@ -94,7 +96,9 @@ class Comparison:
 
     def __str__(self) -> str:
         sure = "" if self.low <= 0 <= self.high else ", more than chance"
-        return f"{self.a} - {self.b}: {self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f}) on {self.n} items{sure}"
+        return (
+            f"{self.a} - {self.b}: {self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f}) on {self.n} items{sure}"
+        )
 
 
 def compare(a: Report, b: Report, draws: int = 10_000, seed: int = 0) -> Comparison:
@@ -105,8 +109,8 @@ def compare(a: Report, b: Report, draws: int = 10_000, seed: int = 0) -> Compari
     first, second = ({row["item"]: value(row) for row in report.rows} for report in (a, b))
     if apart := first.keys() ^ second.keys():
         raise LimbeckError(
-            f"compare wants two reports on the same items; {a.model!r} on {a.task!r} and {b.model!r} on {b.task!r} differ "
-            f"in {len(apart)} of {len(first.keys() | second.keys())}. Evaluate both on one Task."
+            f"compare wants two reports on the same items; {a.model!r} on {a.task!r} and {b.model!r} on {b.task!r} "
+            f"differ in {len(apart)} of {len(first.keys() | second.keys())}. Evaluate both on one Task."
         )
     if (a.correct is None) != (b.correct is None):
         raise LimbeckError("compare wants two reports of one kind; one has right answers, the other scores.")

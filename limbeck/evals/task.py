@@ -1,4 +1,4 @@
-"""Task, Verdict, evaluate: questions with a way to grade them, asked of a model through `ask`, so nothing is bought twice."""
+"""Task, Verdict, evaluate: questions and how to grade the answers, asked through `ask`, so nothing is bought twice."""
 
 import dataclasses
 from collections import Counter

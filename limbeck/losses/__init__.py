@@ -32,7 +32,9 @@ class Batch(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"this batch has no '{name}'; it has {', '.join(self)}. Name it in the loss's `needs`.") from None
+            raise AttributeError(
+                f"a loss wants '{name}'; the batch has {', '.join(self)}: name it in `needs`."
+            ) from None
 
 
 @dataclasses.dataclass(slots=True)
@@ -94,9 +96,7 @@ class Diverges:
         from .divergence import divergence
 
         teacher, student = batch.teacher.logits_btv, batch.student.logits_btv
-        return divergence(
-            self.kind, teacher, student, batch.mask_bt, self.temperature, normalizer=1, **dict(self.args)
-        )
+        return divergence(self.kind, teacher, student, batch.mask_bt, self.temperature, normalizer=1, **dict(self.args))
 
 
 def diverges(kind: str, temperature: float = 1.0, **args: float) -> Loss:

@@ -42,7 +42,9 @@ def divergence(
     between = DIVERGENCES[kind]
     known = list(inspect.signature(between).parameters)[2:]
     if unknown := set(args) - set(known):
-        raise ValueError(f"divergence '{kind}' has no {sorted(unknown)[0]}; it has {', '.join(known) or 'no arguments'}.")
+        raise ValueError(
+            f"divergence '{kind}' has no {sorted(unknown)[0]}; it has {', '.join(known) or 'no arguments'}."
+        )
     if mask is None:
         mask = torch.ones(student_logits.shape[:-1], dtype=torch.bool, device=student_logits.device)
     mask = mask.bool()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from ..errors import LimbeckError
 from ..fingerprint import fingerprint
-from .base import Model, Price, Reply, Request
+from .base import Message, Model, Price, Reply, Request
 
 Answer = str | Reply
 
@@ -43,14 +43,14 @@ class Fake(Model):
         if inspect.isawaitable(answer):
             answer = await answer
         if isinstance(answer, str):
-            words = sum(len(text_of(m).split()) for m in request.messages)
-            answer = Reply(answer, prompt_tokens=words, completion_tokens=len(answer.split()))
+            asked = " ".join(map(text_of, request.messages)).split()
+            answer = Reply(answer, prompt_tokens=len(asked), completion_tokens=len(answer.split()))
         if answer.cost is None and self.price:
             answer.cost = self.price.of(answer.prompt_tokens, answer.completion_tokens)
         return answer
 
 
-def text_of(message: dict) -> str:
+def text_of(message: Message) -> str:
     """The words of a message, whether its content is a text or a list of parts."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "\n".join(p["text"] for p in content if "text" in p)

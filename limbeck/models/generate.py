@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def generate(
     ids_bt, mask_bt = pad_left(prompts, device)
     padded = not bool(mask_bt.all())
     takes = inspect.signature(model.forward).parameters
-    options = {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in takes else {})
+    options: dict[str, Any] = {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in takes else {})
     position_bt = positions(mask_bt)
     uniform_bt = _uniform(seeds, sampling, device)
     alive = list(range(len(prompts)))  # the row behind each place of the batch
@@ -139,6 +141,34 @@ def _draw(logits_bv: torch.Tensor, uniform_b: torch.Tensor, sampling: Sampling) 
 
 
 def _cache(model: Any) -> Any:
-    from transformers import DynamicCache
+    """An empty cache of keys and values, whose plain layers write into spare room."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
-    return DynamicCache(config=model.config)
+
+class _Roomy(DynamicLayer):
+    """Writes a new token's keys and values where room was left, instead of copying all earlier ones at every token.
+
+    `keys` and `values` are views (b, heads, t, width) into larger buffers. Whatever else replaces them, as choosing rows
+    does, only makes the next write move to a new buffer.
+    """
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._rooms = [key_states[..., :0, :], value_states[..., :0, :]]
+            self.keys, self.values = self._rooms
+        self.keys, self._rooms[0] = _append(self.keys, key_states, self._rooms[0])
+        self.values, self._rooms[1] = _append(self.values, value_states, self._rooms[1])
+        return self.keys, self.values
+
+
+def _append(held: torch.Tensor, new: torch.Tensor, room: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gives `held` and `new` one after the other along t, and the buffer that they lie in."""
+    start, end = held.shape[-2], held.shape[-2] + new.shape[-2]
+    if held.data_ptr() != room.data_ptr() or room.shape[-2] < end:
+        room = new.new_empty(*new.shape[:-2], end + max(32, end // 2), new.shape[-1])
+        room[..., :start, :] = held
+    room[..., start:end, :] = new
+    return room[..., :end, :], room

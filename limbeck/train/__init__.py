@@ -1,21 +1,18 @@
-"""Training: `train(student, rows, objective)` gives a model again. No torch is loaded until there is something to train.
+"""Training: `train(student, rows, objective)` gives a model again. Torch is loaded only where there is work.
 
 `limbeck.train` names both this package and its function: the module can be called.
 """
 
-import itertools
 import json
 import os
 import sys
 import types
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from ..errors import LimbeckError
 from ..losses import SFT, Loss
 from ..models import base, get, trained
-from ..run import Run, current
+from ..run import current
 from ..table import Table
 from . import hparams as hparams_module
 from . import objective as objectives
@@ -36,10 +33,10 @@ def train(
     """Trains a copy of the student on rows with `prompt` and `response` (or `messages`), once: run again, it is reused.
 
     `hparams` are named as in transformers.TrainingArguments (see Hparams), with `max_length` (tokens) and `lora`
-    ({"r": 8, "alpha": 16}). The model is kept in `models/` of the open run, as transformers saves it (LoRA: merged, and
-    the adapter beside it); a killed training continues from its newest whole checkpoint. `eval_rows` are looked at every
-    `eval_steps`, and change nothing. Raises LimbeckError before anything is loaded where the models, rows, objective or
-    settings do not fit together.
+    ({"r": 8, "alpha": 16}). The model is kept in `models/` of the open run, as transformers saves it (with LoRA: merged,
+    and the adapter beside it); a killed training continues from its newest whole checkpoint. `eval_rows` are looked at
+    every `eval_steps`, and change nothing. Raises LimbeckError, before anything is loaded, where the models, rows,
+    objective or settings do not fit together.
     """
     run = current("train")
     settings = Hparams.of(hparams)
@@ -56,8 +53,8 @@ def train(
         from .work import work
 
         meta = work(run, student, rows, whole, settings, eval_rows, path, {"name": name, "key": key})
-    told = {k: meta[k] for k in ("name", "key", "student", "objective", "rows", "rejected", "steps", "loss", "train_seconds")}
     if int(os.environ.get("RANK", "0")) == 0:
+        told = {k: v for k, v in meta.items() if k not in ("hparams", "versions")}
         run.event("train", **told, path=str(path.relative_to(run.dir)), reused=reused)
     return trained(path, name=name, digest=key)
 

@@ -76,11 +76,9 @@ def encode(
 
 
 def _add(
-    made: Examples, pieces: list[Piece], ids: list[list[int]] | None, tokenizer: Any, stops: set[int], max_length: int
+    made: Examples, pieces: list[Piece], ids: list[list[int]], tokenizer: Any, stops: set[int], max_length: int
 ) -> Reject | None:
     """Puts one row behind the others, or says why not."""
-    if ids is None:
-        return Reject("its text does not split into tokens where the answer starts")
     flat: list[int] = []
     learn: list[bool] = []
     prompt = None
@@ -103,7 +101,9 @@ def _add(
     elif not any(learn[1:max_length]):
         return Reject("max_length cuts the whole answer off")
     made.cut += any(learn[max_length:])
-    made.add(flat[:max_length], learn[:max_length], min(prompt, max_length))
+    # Nothing is learned behind the last learned token, so it is not read either.
+    size = min(max_length, len(learn) - learn[::-1].index(True) if any(learn) else len(flat))
+    made.add(flat[:size], learn[:size], prompt)
     return None
 
 
@@ -152,7 +152,9 @@ def turns(tokenizer: Any, messages: list[dict[str, Any]]) -> list[Piece]:
         return [*pieces, (whole[done:], False)] if done < len(whole) else pieces
     before, answer = render(tokenizer, messages[:last], ask=True), messages[last]["content"]
     if (opened := re.search(r"(<\w+>)\s*$", before)) and answer.lstrip().startswith(opened[1]):
-        answer = answer.lstrip()[len(opened[1]) :].lstrip("\n")  # the generation prompt has opened the reasoning already
+        answer = answer.lstrip()[len(opened[1]) :].lstrip(
+            "\n"
+        )  # the generation prompt has opened the reasoning already
     return [(before, False), (answer, True)]
 
 
@@ -167,11 +169,11 @@ def _plain(tokenizer: Any, messages: list[dict[str, Any]]) -> list[Piece]:
     return [((bos or "") + messages[0]["content"], False), (messages[1]["content"], True)]
 
 
-def _tokenize(tokenizer: Any, rows: list[list[Piece]]) -> list[list[list[int]] | None]:
-    """The ids of every piece. They are those of the whole text, cut where it is: what a model is prompted with and writes.
+def _tokenize(tokenizer: Any, rows: list[list[Piece]]) -> list[list[list[int]]]:
+    """The ids of every piece: those of the whole text, cut where the tokens of what stands before are its beginning.
 
-    Where a token runs across a cut (an answer that starts with the line break its prompt ends with), the pieces count,
-    tokenized each for itself as in generation; None where that would be another text.
+    Where a token runs across a cut (an answer that starts with the line break its prompt ends with), each piece is
+    tokenized for itself, as in generation, where the model reads the prompt's tokens and goes on from there.
     """
 
     def ids_of(texts: list[str]) -> list[list[int]]:
@@ -179,17 +181,12 @@ def _tokenize(tokenizer: Any, rows: list[list[Piece]]) -> list[list[list[int]] |
 
     wholes = ids_of(["".join(text for text, _ in pieces) for pieces in rows])
     parts = iter(ids_of([text for pieces in rows for text, _ in pieces]))
-    made: list[list[list[int]] | None] = []
+    made = []
     for pieces, whole in zip(rows, wholes, strict=True):
         apart = [next(parts) for _ in pieces]
-        joined = [token for part in apart for token in part]
-        if joined != whole:
+        if [token for part in apart for token in part] != whole:
             heads = ids_of(["".join(text for text, _ in pieces[: k + 1]) for k in range(len(pieces) - 1)])
             if all(whole[: len(head)] == head for head in heads):
-                cuts = [0, *map(len, heads), len(whole)]
-                apart = [whole[a:b] for a, b in itertools.pairwise(cuts)]
-            elif tokenizer.decode(joined) != tokenizer.decode(whole):
-                made.append(None)
-                continue
+                apart = [whole[a:b] for a, b in itertools.pairwise([0, *map(len, heads), len(whole)])]
         made.append(apart)
     return made

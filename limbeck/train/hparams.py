@@ -1,4 +1,4 @@
-"""The numbers of a training, named as in transformers.TrainingArguments, and the key they give. No torch is loaded here."""
+"""The numbers of a training, named as in transformers.TrainingArguments, and its key. No torch is loaded here."""
 
 import dataclasses
 import difflib
@@ -14,6 +14,7 @@ from ..models.base import Model
 from .objective import Objective
 
 LORA = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}  # short names of peft.LoraConfig's
+SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")  # how a step is cut up
 HOME = Path(__file__).parent
 # The files whose behaviour decides the weights, beside those of the loss.
 SOURCES = ("encode.py", "collate.py", "schedule.py", "signal.py", "text.py", "trainer.py")
@@ -44,7 +45,7 @@ class Hparams:
     tf32: bool | None = None
     seed: int = 0
     max_length: int = 1024  # tokens of prompt and answer together; what is longer is cut on the right
-    lora: Mapping[str, Any] | None = None  # {"r": 8, "alpha": 16, …}: what peft.LoraConfig takes; None trains all weights
+    lora: Mapping[str, Any] | None = None  # what peft.LoraConfig takes; None trains all weights
     # What follows changes no weight, and is not in the key.
     per_device_eval_batch_size: int = 8
     eval_steps: int = 100
@@ -65,11 +66,13 @@ class Hparams:
             if name not in kinds:
                 near = difflib.get_close_matches(name, kinds, 1, cutoff=0.5)
                 hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(kinds)}."
-                raise LimbeckError(f"train has no setting '{name}' (they are named as in transformers.TrainingArguments); {hint}")
+                raise LimbeckError(
+                    f"train has no setting '{name}' (named as in transformers.TrainingArguments); {hint}"
+                )
         return cls(**{name: _number(name, value, kinds[name]) for name, value in given.items()})._checked()
 
     def _checked(self) -> "Hparams":
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "eval_steps"):
+        for name in (*SPLIT, "per_device_eval_batch_size", "logging_steps", "save_steps", "eval_steps"):
             if getattr(self, name) < 1:
                 raise LimbeckError(f"train wants {name} ≥ 1; it got {getattr(self, name)}.")
         if self.max_length < 2:
@@ -97,7 +100,7 @@ class Hparams:
         """What decides the weights: never devices, the per-device split, logging, or the checkpoint interval."""
         names = [f.name for f in dataclasses.fields(self)]
         kept = {name: getattr(self, name) for name in names[: names.index("per_device_eval_batch_size")]}
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        for name in SPLIT:
             del kept[name]
         del kept["num_train_epochs" if self.max_steps > 0 else "max_steps"]
         return kept | {"global_batch": self.global_batch}
@@ -135,7 +138,7 @@ def key(student: Model, rows: Any, objective: Objective, hparams: Hparams) -> st
         {
             "loss": loss_key(term.loss),
             "text": dataclasses.asdict(term.text),
-            **{who: fingerprint(m, who) for who in ("teacher", "reference", "reward") if (m := getattr(term, who)) is not None},
+            **{who: fingerprint(getattr(term, who), who) for who in ("teacher", "reference", "reward")},
             "weight": term.weight,
             "rows": None if term.rows is None else term.rows.digest,
         }
@@ -147,9 +150,10 @@ def key(student: Model, rows: Any, objective: Objective, hparams: Hparams) -> st
 
 
 def loss_key(loss: Loss) -> str:
-    """What a loss computes: for limbeck's own, its name, arguments and the files of its math; else the function itself."""
+    """What a loss computes: for limbeck's own, its name, arguments and the files of its math; else the functions."""
     if not loss.source:
-        return digest(fingerprint(loss.fn, f"loss '{loss.name}'"), fingerprint(loss.counts, "counts"), loss.unit, *loss.needs)
+        where = f"loss '{loss.name}'"
+        return digest(fingerprint(loss.fn, where), fingerprint(loss.counts, where), loss.unit, *loss.needs)
     files = [(HOME.parent / "losses" / f"{name}.py").read_bytes() for name in loss.source]
     return digest(loss.name, repr(loss.fn) if dataclasses.is_dataclass(loss.fn) else loss.fn.__qualname__, *files)
 

@@ -15,8 +15,8 @@ SERVES = ("student.logits", "teacher.logits")  # what the trainer can give to a 
 class Text:
     """Who writes the text that the loss looks at: shares of the training steps, adding up to 1.
 
-    `data`: the rows' own answers. `student`, `teacher`: an answer that it samples during training to the row's prompt, at
-    `temperature`, of at most `max_tokens`. One coin per step, as in GKD (arXiv 2306.13649); prompts come from the rows.
+    `data`: the rows' own answers. `student`, `teacher`: an answer to the row's prompt that it samples during training, at
+    `temperature`, of at most `max_tokens` tokens. One coin per step, as in GKD (arXiv 2306.13649).
     """
 
     data: float = 1.0
@@ -29,7 +29,9 @@ class Text:
         shares = {"data": self.data, "student": self.student, "teacher": self.teacher}
         if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
             said = ", ".join(f"{k}={v:g}" for k, v in shares.items())
-            raise LimbeckError(f"Text wants shares of at least 0 that add up to 1; it got {said}. Set data= to the rest.")
+            raise LimbeckError(
+                f"Text wants shares of at least 0 that add up to 1; it got {said}: set data= to the rest."
+            )
         if self.temperature <= 0 or self.max_tokens < 1:
             raise LimbeckError("Text wants temperature > 0 and max_tokens ≥ 1 for what is sampled during training.")
 
@@ -68,7 +70,9 @@ def of(objective: "Objective | Loss") -> Objective:
         return objective
     if isinstance(objective, Loss):
         return Objective(objective)
-    raise LimbeckError(f"train wants an Objective or a Loss, such as SFT or Objective(forward_kl(), teacher=…); it got {objective!r}.")
+    raise LimbeckError(
+        f"train wants an Objective or a Loss, such as SFT or Objective(forward_kl(), teacher=…); it got {objective!r}."
+    )
 
 
 def check(student: Model, rows: Any, objective: Objective) -> None:
@@ -99,7 +103,11 @@ def _lacks(term: Objective) -> Iterator[str]:
     if text.teacher and (term.teacher is None or "weights" not in term.teacher.can):
         yield "Text(teacher=…) samples during training and wants an hf teacher; with any other, `ask` it first and train on its rows."
     uses_teacher = text.teacher or any(need.startswith("teacher.") for need in loss.needs)
-    unused = {"teacher": term.teacher is not None and not uses_teacher, "reference": term.reference, "reward": term.reward}
+    unused = {
+        "teacher": term.teacher is not None and not uses_teacher,
+        "reference": term.reference,
+        "reward": term.reward,
+    }
     for name, given in unused.items():
         if given is not None and given is not False:
             yield f"the objective has a {name} that loss '{loss.name}' never looks at; leave it out, or choose a loss that needs it."

@@ -26,8 +26,8 @@ class Live:
 def align(batch: Batch, teacher: Outputs) -> Batch:
     """The batch with both models' logits over the same tokens: the narrower of the two vocabularies' widths."""
     width = min(teacher.logits_btv.shape[-1], batch.student.logits_btv.shape[-1])
-    cut = {who: Outputs(seen.logits_btv[..., :width]) for who, seen in (("teacher", teacher), ("student", batch.student))}
-    return Batch({**batch, **cut})
+    student = Outputs(batch.student.logits_btv[..., :width])
+    return Batch({**batch, "student": student, "teacher": Outputs(teacher.logits_btv[..., :width])})
 
 
 def check_vocabularies(loss: str, teacher: Model, student: Model) -> None:
@@ -42,15 +42,17 @@ def check_vocabularies(loss: str, teacher: Model, student: Model) -> None:
     shared = ours_bytes.keys() & theirs_bytes.keys()
     wrong = next((i for i in sorted(shared) if ours_bytes[i] != theirs_bytes[i]), None)
     if wrong is not None or not shared:
-        what = "share no token" if wrong is None else f"disagree: token {wrong} is {theirs_bytes[wrong]!r} and {ours_bytes[wrong]!r}"
+        what = "share no token"
+        if wrong is not None:
+            what = f"disagree (token {wrong} is {theirs_bytes[wrong]!r} and {ours_bytes[wrong]!r})"
         raise LimbeckError(
-            f"{loss} compares teacher and student token by token; the tokenizers of '{teacher.name}' and '{student.name}' "
-            f"{what}. Use a teacher of the student's family, or SFT on its text."
+            f"{loss} compares teacher and student token by token; the tokenizers of '{teacher.name}' and "
+            f"'{student.name}' {what}: use a teacher of the student's family, or SFT on its text."
         )
 
 
 def token_bytes(tokenizer: Any) -> dict[int, bytes]:
-    """What each id stands for, as bytes: the alphabet of byte-level vocabularies undone, a sentencepiece mark as a blank."""
+    """What each id stands for, as bytes: byte-level alphabets undone, sentencepiece's mark as a blank."""
     added, decode = set(tokenizer.added_tokens_decoder), _byte_alphabet() if _byte_level(tokenizer) else None
     found = {}
     for token, i in tokenizer.get_vocab().items():
@@ -69,7 +71,7 @@ def _byte_level(tokenizer: Any) -> bool:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable character for each byte, as GPT-2's vocabulary writes them: bytes that do not print start at U+0100."""
+    """The character for each byte, as GPT-2's vocabulary writes it: bytes that do not print start at U+0100."""
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in printed]
     return {chr(b): b for b in printed} | {chr(256 + n): b for n, b in enumerate(rest)}

@@ -34,7 +34,7 @@ class Stream:
 
 
 class Trainer(transformers.Trainer):
-    """Trains `model` on streams of rows. Counts, normalisation, text and signals are limbeck's; the rest is the Trainer's."""
+    """Trains `model` on streams of rows: text, signals, counts and losses are limbeck's, the rest is the Trainer's."""
 
     def __init__(
         self,
@@ -52,7 +52,12 @@ class Trainer(transformers.Trainer):
     ):
         draft = functools.partial(drafted, texts=[stream.text for stream in streams], pad=pad)
         super().__init__(
-            model=model, args=args, train_dataset=schedule, eval_dataset=held_out, data_collator=draft, callbacks=[*callbacks]
+            model=model,
+            args=args,
+            train_dataset=schedule,
+            eval_dataset=held_out,
+            data_collator=draft,
+            callbacks=[*callbacks],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
         # No model computes its own loss here, and what compute_loss returns is normalised over the whole step.
@@ -64,9 +69,11 @@ class Trainer(transformers.Trainer):
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)  # the schedule is shuffled already
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, torch.Tensor]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor]:
         """The micro-batches of one step, their text settled, and each term's count over all processes."""
-        window = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+        window = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         for s, stream in enumerate(self.streams):
             if window and isinstance(window[0][s], Draft):
                 for micro, batch in zip(window, self.write(stream, [micro[s] for micro in window]), strict=True):
@@ -84,8 +91,9 @@ class Trainer(transformers.Trainer):
         who = writer(stream.text, seed, step)
         rows = [draft.examples for draft in drafts]
         if who != "data":
-            teacher = next((term.teacher for term in stream.terms if term.teacher is not None), None)
-            model = self.accelerator.unwrap_model(self.model) if who == "student" else self.teachers[teacher.digest].weights
+            model = self.accelerator.unwrap_model(self.model)
+            if who == "teacher":
+                model = self.teachers[next(t.teacher.digest for t in stream.terms if t.teacher is not None)].weights
             rows = write(model, drafts, stream.text, seed, self.ends, self.max_length)
         return [collate(examples, self.pad) for examples in rows]
 
@@ -107,20 +115,23 @@ class Trainer(transformers.Trainer):
         """Each term's Σ loss over one micro-batch."""
         signals = self.score(stream, batch)
         batch = self.forward(model, batch)
-        seen = [align(batch, signals[t.teacher.digest]) if t.teacher and t.teacher.digest in signals else batch for t in stream.terms]
-        return [term.loss.fn(one) for term, one in zip(stream.terms, seen, strict=True)]
+        found = []
+        for term in stream.terms:
+            signal = signals.get(term.teacher.digest) if term.teacher is not None else None
+            found.append(term.loss.fn(batch if signal is None else align(batch, signal)))
+        return found
 
     def compute_loss(
-        self, model: Any, inputs: list[Batch], return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
+        self, model: Any, inputs: list[Batch], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This micro-batch's part of the step's loss."""
         terms = [term for stream in self.streams for term in stream.terms]
-        sums = [one for stream, batch in zip(self.streams, inputs, strict=True) for one in self.sums(model, stream, batch)]
+        sums = [s for stream, batch in zip(self.streams, inputs, strict=True) for s in self.sums(model, stream, batch)]
         parts = [t.weight * s / n.clamp_min(1) for t, s, n in zip(terms, sums, num_items_in_batch, strict=True)]
         return self.accelerator.num_processes * sum(parts)
 
     @torch.no_grad()
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The objective on held-out rows, on their own text: sums over counts, never a mean of batch means."""
         stream = Stream(self.eval_dataset, Text(), tuple(term for stream in self.streams for term in stream.terms))
         size, rank = self.args.per_device_eval_batch_size, self.accelerator.process_index
@@ -134,7 +145,7 @@ class Trainer(transformers.Trainer):
             totals[1] += torch.stack([term.loss.count(batch) for term in stream.terms])
         summed, counted = self.accelerator.reduce(totals, "sum")
         weights = torch.tensor([term.weight for term in stream.terms], device=totals.device)
-        metrics = {f"{metric_key_prefix}_loss": float((weights * summed / counted.clamp_min(1)).sum())}
+        metrics = {"eval_loss": float((weights * summed / counted.clamp_min(1)).sum())}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,16 +28,22 @@ from .watch import Watch
 
 
 def work(
-    run: Run, student: Model, rows: Table, objective: Objective, hparams: Hparams, eval_rows: Table | None, path: Path,
+    run: Run,
+    student: Model,
+    rows: Table,
+    objective: Objective,
+    hparams: Hparams,
+    eval_rows: Table | None,
+    path: Path,
     named: dict[str, str],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Trains, or continues, and makes `path` appear whole. Returns what its meta.json holds, `named` included."""
     taught = [term for term in objective.terms if term.teacher is not None]
     for term in taught:
         check_vocabularies(term.loss.name, term.teacher, student)
     part = path.with_name(path.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
-    with quiet(), run.bar(f"train {named['name']}", None) as bar:
+    with quiet():
         model = student.weights(trainable=True)
         use_cache = model.config.use_cache
         ends = end_ids(student.tokenizer, model)
@@ -50,29 +55,34 @@ def work(
         if hparams.lora is not None:
             model = _with_lora(model, hparams)
         log, before = part / "log.jsonl", checkpoint.newest(part)
-        watch = Watch(log, bar, _rewind(log, before))
-        trainer = Trainer(
-            model,
-            _arguments(hparams, part, steps, eval_rows is not None),
-            Schedule([stream.examples for stream in streams], seen, steps, hparams.global_batch, hparams.seed),
-            streams,
-            pad=student.tokenizer.pad_token_id or 0,
-            ends=ends,
-            max_length=most,
-            teachers={term.teacher.digest: Live(term.teacher) for term in taught},
-            held_out=None if eval_rows is None else encode(eval_rows, student.tokenizer, most, ends),
-            callbacks=[watch],
-        )
-        bar.total = steps
-        trainer.train(resume_from_checkpoint=str(before) if before else None)
-        seconds = round(watch.seconds, 3)
+        spent = _rewind(log, before)
+        with run.bar(f"train {named['name']}", steps) as bar:
+            watch = Watch(log, bar, spent)
+            trainer = Trainer(
+                model,
+                _arguments(hparams, part, steps, eval_rows is not None),
+                Schedule([stream.examples for stream in streams], seen, steps, hparams.global_batch, hparams.seed),
+                streams,
+                pad=student.tokenizer.pad_token_id or 0,
+                ends=ends,
+                max_length=most,
+                teachers={term.teacher.digest: Live(term.teacher) for term in taught},
+                held_out=None if eval_rows is None else encode(eval_rows, student.tokenizer, most, ends),
+                callbacks=[watch],
+            )
+            trainer.train(resume_from_checkpoint=str(before) if before else None)
         meta = named | {
-            "student": student.name, "objective": objective.name, "rows": len(first), "steps": steps,
-            "rejected": dict(collections.Counter(why.reason for _, why in first.rejects)), "cut": first.cut,
+            "student": student.name,
+            "objective": objective.name,
+            "rows": len(first),
+            "rejected": dict(collections.Counter(why.reason for _, why in first.rejects)),
+            "cut": first.cut,
+            "steps": steps,
             "loss": next((line["loss"] for line in reversed(checkpoint.read_log(log)) if "loss" in line), None),
-            "train_seconds": seconds, "hparams": dataclasses.asdict(hparams),
+            "train_seconds": round(watch.seconds, 3),
+            "hparams": dataclasses.asdict(hparams),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        }  # fmt: skip
+        }
         if trainer.args.should_save:
             trained = trainer.accelerator.unwrap_model(trainer.model)
             trained.config.use_cache = use_cache
@@ -97,7 +107,9 @@ def _streams(student: Model, rows: Table, objective: Objective, ends: set[int], 
             if not len(encoded[at]):
                 reasons = collections.Counter(why.reason for _, why in encoded[at].rejects).most_common(3)
                 why = "; ".join(f"{n} × {reason}" for reason, n in reasons) or "there are none"
-                raise LimbeckError(f"train wants rows to learn from, and none is left: {why}. Look at the rows, or raise max_length.")
+                raise LimbeckError(
+                    f"train wants rows to learn from, and none is left: {why}; look at the rows, or raise max_length."
+                )
     return [Stream(encoded[table, text.data > 0], text, tuple(terms)) for (table, text), terms in groups.items()]
 
 
@@ -114,7 +126,9 @@ def _with_lora(model: Any, hparams: Hparams) -> Any:
     try:
         return peft.get_peft_model(model, peft.LoraConfig(**hparams.lora_config()))
     except (TypeError, ValueError) as e:
-        raise LimbeckError(f"train wants lora={{…}} as peft.LoraConfig takes it, such as {{'r': 8, 'alpha': 16}}; {e}.") from e
+        raise LimbeckError(
+            f"train wants lora as peft.LoraConfig takes it, such as {{'r': 8, 'alpha': 16}}; it got {e}."
+        ) from e
 
 
 def _arguments(hparams: Hparams, part: Path, steps: int, evaluates: bool) -> transformers.TrainingArguments:
@@ -148,8 +162,10 @@ def _finish(model: Any, tokenizer: Any, streams: list[Stream], part: Path, path:
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
     shutil.copy(part / "log.jsonl", final / "log.jsonl")
-    rejects = [{"stream": s, "row": i, "reason": why.reason} for s, one in enumerate(streams) for i, why in one.examples.rejects]
-    (final / "rejects.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rejects))
+    with (final / "rejects.jsonl").open("w") as out:
+        for s, stream in enumerate(streams):
+            for row, why in stream.examples.rejects:
+                out.write(json.dumps({"stream": s, "row": row, "reason": why.reason}) + "\n")
     (final / "meta.json").write_text(json.dumps(meta, indent=1))
     checkpoint.commit(final, path)
     checkpoint.remove(part)

@@ -225,7 +225,8 @@ def test_how_long_the_server_asks_to_wait(headers, seconds):
 
 def test_retry_after_as_a_date():
     in_a_minute = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
-    with loopback(trouble=lambda b, k: 503, headers={"Retry-After": email.utils.format_datetime(in_a_minute)}) as server:
+    header = {"Retry-After": email.utils.format_datetime(in_a_minute)}
+    with loopback(trouble=lambda b, k: 503, headers=header) as server:
         assert 30 < error(server).retry_after <= 60
     past = email.utils.formatdate(time.time() - 60)
     with loopback(trouble=lambda b, k: 503, headers={"Retry-After": past}) as server:
@@ -242,16 +243,16 @@ def test_a_server_that_is_away_and_comes_back():
         assert ask(server)[0].text
 
 
-@pytest.mark.parametrize(("trouble", "cause"), [("disconnect", "disconnect"), ("broken", "broken body"), ("empty", "empty")])
-def test_broken_answers(trouble, cause):
+@pytest.mark.parametrize("cause", ["disconnect", "broken body", "empty"])
+def test_broken_answers(cause):
+    trouble = cause.split()[0]
     with loopback(trouble=lambda b, k: trouble) as server:
         failure = error(server)
     assert failure.cause == cause and not failure.final
 
 
 def test_an_answer_of_another_shape():
-    with loopback(lambda m, k: {"message": None}, usage=False) as server:
-        server.fn = lambda m, k: {"message": {"content": 5, "tool_calls": 3}, "logprobs": {"content": [{"x": 1}]}}
+    with loopback(lambda m, k: {"message": {"content": "a"}, "logprobs": {"content": [{"x": 1}]}}) as server:
         assert error(server).cause == "broken body"
 
 
@@ -329,7 +330,8 @@ def test_the_bound_on_prompt_tokens_counts_what_is_not_text():
 
 def test_the_server_as_a_process_logs_before_it_answers(tmp_path: Path):
     log = tmp_path / "served.jsonl"
-    server = subprocess.Popen([sys.executable, "-m", "tests.loopback", "--log", log], stdout=subprocess.PIPE, text=True)
+    command, root = [sys.executable, "-m", "tests.loopback", "--log", log], Path(__file__).parents[2]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
     try:
         assert server.stdout is not None
         url = server.stdout.readline().strip()

@@ -3,7 +3,7 @@
 Any text can be read: what the vocabulary lacks becomes `<unk>`. Line breaks are tokens, other white space is not.
 """
 
-from pathlib import Path
+import re
 from typing import Any
 
 from .world import problems
@@ -14,15 +14,16 @@ CONTEXT = 1024  # tokens; the models' longest input
 
 # Words that instructions are made of: read as themselves, so that a prompt around a question is not a row of <unk>.
 INSTRUCTION = """
-You you are a an the helpful assistant teacher student math maths expert Question question Answer answer Problem problem
-Solution solution Reasoning reasoning Explain explain Solve solve Give give Write write Think think Let us step steps by
-Show show your work working final result on its own line after end with only number and or not do Do Please please
-following below above this that is in of to for as it its Read read carefully careful then Then first First one two three
-Response response Instruction instruction Instructions instructions Input input Output output Example example Examples
-examples Hint hint The correct Correct wrong Use use format Format word words sentence short brief simple new
-task Task text Text Here here Be be at how How what What why Why which Which can Can will Will must should all no No yes
-Yes from Now now Finish finish Put put your Your reply Reply different same more each every true True false False
-""".split()
+You you are a an the helpful assistant teacher student math maths expert Question question Answer answer Problem
+problem Solution solution Reasoning reasoning Explain explain Solve solve Give give Write write Think think Let us
+step steps by Show show your work working final result on its own line after end with only number and or not do Do
+Please please following below above this that is in of to for as it Read read carefully careful then Then first
+First one two three Response response Instruction instruction Instructions instructions Input input Output output
+Example example Examples examples Hint hint The correct Correct wrong Use use format Format word words sentence
+short brief simple new task Task text Text Here here Be be at how How what What why Why which Which can Can will
+Will must should all no No yes Yes from Now now Finish finish Put put Your reply Reply different same more each
+every true True false False
+"""
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -39,10 +40,8 @@ CHAT_TEMPLATE = """\
 
 def words() -> list[str]:
     """The vocabulary in the order of its ids: special tokens, marks, numbers, then words by the alphabet."""
-    import re
-
     world = " ".join(f"{row['prompt']} {row['response']}" for row in problems(4000, seed=0))
-    spelled = sorted({word for word in re.findall(r"[A-Za-z]+", world + " " + " ".join(INSTRUCTION))})
+    spelled = sorted(set(re.findall(r"[A-Za-z]+", world + INSTRUCTION)))
     return [PAD, UNK, END, SYSTEM, USER, ASSISTANT, *MARKS, *map(str, range(100)), *spelled]
 
 
@@ -67,8 +66,3 @@ def tokenizer() -> Any:
     )  # fmt: skip
     built.chat_template = CHAT_TEMPLATE
     return built
-
-
-def save(out: Path) -> None:
-    """Write the tokenizer's files into the directory `out`."""
-    tokenizer().save_pretrained(out)

@@ -105,7 +105,8 @@ def change(rng: Draw) -> Text:
         f"{name} pays for {k} {goods} with {m} dollars. They cost {p} dollars each. "
         f"How many dollars does {they} get back?",
     ))  # fmt: skip
-    return question, [rng.choice((f"{k} * {p} = {spent}", f"{p} * {k} = {spent}")), f"{m} - {spent} = {m - spent}"], m - spent
+    first = rng.choice((f"{k} * {p} = {spent}", f"{p} * {k} = {spent}"))
+    return question, [first, f"{m} - {spent} = {m - spent}"], m - spent
 
 
 def compare(rng: Draw) -> Text:
@@ -134,11 +135,12 @@ def share(rng: Draw) -> Text:
             f"{k} friends share {total} {thing} equally. {friend} is one of them and had {c} {thing} before. "
             f"How many {thing} does {friend} have now?",
         ))  # fmt: skip
-        return question, [f"{total} / {k} = {each}", rng.choice((f"{each} + {c} = {each + c}", f"{c} + {each} = {each + c}"))], each + c
+        last = rng.choice((f"{each} + {c} = {each + c}", f"{c} + {each} = {each + c}"))
+        return question, [f"{total} / {k} = {each}", last], each + c
     c = rng.randint(2, each - 1)
     question = rng.choice((
-        f"{name} shares {total} {thing} equally among {k} friends. {friend} is one of them and loses {c} of the {thing}. "
-        f"How many {thing} does {friend} keep?",
+        f"{name} shares {total} {thing} equally among {k} friends. {friend} is one of them and loses "
+        f"{c} of the {thing}. How many {thing} does {friend} keep?",
         f"{k} friends share {total} {thing} equally. Then {friend}, one of them, gives {c} {thing} to {name}. "
         f"How many {thing} does {friend} have left?",
     ))  # fmt: skip
@@ -154,7 +156,8 @@ def age(rng: Draw) -> Text:
     r = other + c
     question = rng.choice((
         f"{name} is {a} years old. {friend} is {b} years {word} than {name}. How old will {friend} be in {c} years?",
-        f"{friend} is {b} years {word} than {name}, who is {a} years old now. How old will {friend} be {c} years from now?",
+        f"{friend} is {b} years {word} than {name}, who is {a} years old now. "
+        f"How old will {friend} be {c} years from now?",
     ))  # fmt: skip
     steps = rng.choice((
         [f"{a} {sign} {b} = {other}", f"{other} + {c} = {r}"],
@@ -170,8 +173,8 @@ def savings(rng: Draw) -> Text:
     c = min(c, p - 1)
     r = p - c + d
     question = rng.choice((
-        f"{name} saves {n} dollars a day for {k} days. Then {they} spends {c} dollars and gets {d} dollars from {friend}. "
-        f"How many dollars does {name} have now?",
+        f"{name} saves {n} dollars a day for {k} days. Then {they} spends {c} dollars and gets "
+        f"{d} dollars from {friend}. How many dollars does {name} have now?",
         f"For {k} days {name} earns {n} dollars each day. {They} pays {c} dollars for lunch and finds {d} dollars. "
         f"How many dollars does {they} have in the end?",
     ))  # fmt: skip

@@ -1,0 +1,101 @@
+"""Intervals: published values, symmetry, and that they cover the truth as often as they say."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limbeck.errors import LimbeckError
+from limbeck.evals import bootstrap, paired_bootstrap, wilson
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [  # Newcombe 1998, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_gives_the_published_intervals(k, n, low, high):
+    assert wilson(k, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(0, 500), st.integers(1, 500), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_wilson_is_symmetric_and_holds_the_share(k, n, level):
+    k = min(k, n)
+    low, high = wilson(k, n, level)
+    assert 0 <= low <= k / n <= high <= 1
+    other = wilson(n - k, n, level)
+    assert (low, high) == pytest.approx((1 - other[1], 1 - other[0]))
+
+
+def test_wilson_of_nothing_says_nothing():
+    assert wilson(0, 0) == (0.0, 1.0)
+    with pytest.raises(LimbeckError, match="0 <= k <= n"):
+        wilson(3, 2)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_wilson_covers_the_truth_as_often_as_it_says(share):
+    """Exactly, by adding up the binomial: no simulation, no luck."""
+    n = 100
+    chances = [math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)]
+    covered = sum(p for k, p in enumerate(chances) if wilson(k, n)[0] <= share <= wilson(k, n)[1])
+    assert 0.93 < covered < 0.97
+
+
+def test_the_bootstrap_of_a_share_is_the_binomial():
+    """Resampled right-or-wrong answers are binomial, so the interval must be the binomial's quantiles."""
+    found = bootstrap([1.0] * 60 + [0.0] * 40, draws=40_000)
+    assert found.value == 0.6
+    assert (found.low, found.high) == pytest.approx((0.50, 0.70), abs=0.011)
+    assert found.p == 1 / 40_000
+
+
+def test_the_bootstrap_covers_the_truth_as_often_as_it_says():
+    chance = np.random.default_rng(1)
+    covered = 0
+    for trial in range(300):
+        found = bootstrap(chance.normal(0.3, 1.0, 60), draws=400, seed=trial)
+        covered += found.low <= 0.3 <= found.high
+    assert 0.90 < covered / 300 < 0.98
+
+
+def test_pairing_takes_out_what_both_share():
+    chance = np.random.default_rng(2)
+    hard = chance.normal(0, 10, 200)  # some items are hard for both
+    a, b = hard + 0.5, hard + chance.normal(0, 0.1, 200)
+    paired = paired_bootstrap(a, b)
+    assert paired.low > 0.4 and paired.high < 0.6
+    loose = bootstrap(a).high - bootstrap(a).low
+    assert paired.high - paired.low < loose / 20
+
+
+def test_a_difference_of_nothing_is_no_difference():
+    same = paired_bootstrap([1, 0, 1], [1, 0, 1])
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+    even = paired_bootstrap([1, 0] * 50, [0, 1] * 50)
+    assert even.value == 0 and even.low < 0 < even.high and even.p > 0.9
+
+
+def test_turning_sides_turns_the_interval():
+    a, b = [1, 1, 1, 0, 1, 0.5], [0, 1, 0, 0, 1, 0.25]
+    one, other = paired_bootstrap(a, b), paired_bootstrap(b, a)
+    assert one.value == -other.value
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.05)
+
+
+def test_the_seed_decides():
+    values = list(range(50))
+    assert bootstrap(values, seed=3) == bootstrap(values, seed=3) != bootstrap(values, seed=4)
+    assert bootstrap(values[::-1], seed=3) == bootstrap(values, seed=3)
+
+
+def test_wrong_sizes():
+    with pytest.raises(LimbeckError, match="two scores for each item; it got 1 and 2"):
+        paired_bootstrap([1], [1, 2])
+    assert math.isnan(bootstrap([]).value)

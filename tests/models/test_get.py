@@ -1,0 +1,130 @@
+"""Names, options and their errors; what naming a model must not load."""
+
+import asyncio
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+from limbeck import models
+from limbeck.errors import LimbeckError
+from limbeck.models import Price, Request, as_price, get, is_model
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+def said(name, **options) -> str:
+    with pytest.raises(LimbeckError) as caught:
+        get(name, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_provider_is_what_stands_before_the_first_slash():
+    model = get("openai/org/name:free")
+    assert (model.name, model.model) == ("openai/org/name:free", "org/name:free")
+
+
+def test_options_that_every_provider_takes():
+    wanted = {"price": "0.15/0.6", "max_output": 7, "concurrency": 3, "retries": 0}
+    for name in ("openai/m", "fake/echo"):
+        model = get(name, **wanted)
+        assert model.price == Price(0.15, 0.6)
+        assert (model.max_output, model.concurrency, model.retries) == (7, 3, 0)
+        assert get(name).digest == model.digest != get(name, revision="2").digest
+
+
+@pytest.mark.parametrize("value", ["0.15/0.6", (0.15, 0.6), [0.15, 0.6], Price(0.15, 0.6), " 0.15 / 0.6 "])
+def test_prices_as_people_write_them(value):
+    assert as_price(value) == Price(0.15, 0.6)
+
+
+def test_one_price_is_for_both():
+    assert as_price(0) == Price(0, 0) and as_price("2") == Price(2, 2)
+
+
+@pytest.mark.parametrize("value", ["cheap", "1/2/3", "-1/2", "nan/1", (), "", {"in": 1}])
+def test_prices_that_are_none(value):
+    with pytest.raises(LimbeckError, match="0.15/0.6"):
+        as_price(value)
+
+
+def test_an_unknown_provider_names_the_nearest():
+    assert '"openai/gpt-4o"' in said("opnai/gpt-4o")
+    assert '"hf/Qwen/Qwen3-0.6B"' in said("Qwen/Qwen3-0.6B")
+    assert '"openai/gpt-4o-mini"' in said("gpt-4o-mini")
+    assert '"openai/…"' in said("openai") and '"openai/…"' in said("openai/")
+
+
+def test_an_unknown_option_names_the_nearest():
+    assert "'base_url'" in said("openai/m", base_ulr="x")
+    assert "'max_output'" in said("openai/m", max_outputs=3)
+    assert "concurrency" in said("fake/echo", zzz=3)  # nothing is near: all of them
+    assert "digest" not in said("hf/m", digst="x")
+
+
+@pytest.mark.parametrize("options", [{"concurrency": 0}, {"retries": -1}, {"max_output": "9"}, {"concurrency": True}])
+def test_numbers_that_are_none(options):
+    assert next(iter(options)) in said("fake/echo", **options)
+
+
+def test_names_that_are_not_there():
+    assert "fake/echo" in said("fake/eco")
+    assert "tiny/teacher" in said("tiny/techer")
+    assert "no directory" in said("hf/./nowhere")
+
+
+def test_what_is_a_model_by_its_look():
+    assert all(map(is_model, ("openai/gpt-4o", "hf/./dir", "hf/Qwen/Qwen3-0.6B", "tiny/teacher", "fake/echo")))
+    assert not any(map(is_model, ("openai", "openai/", "gpt-4o", "data/rows.jsonl", "./hf", "/hf/x", "", "5", "a b/c")))
+
+
+def test_other_packages_add_providers(monkeypatch):
+    point = importlib.metadata.EntryPoint("mine", "limbeck.models.fake:named", "limbeck.models")
+    real = importlib.metadata.entry_points
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: [point] if group == "limbeck.models" else real(group=group)
+    )
+    models.providers.cache_clear()
+    try:
+        assert is_model("mine/echo") and list(models.providers()) == ["fake", "hf", "mine", "openai", "tiny"]
+        model = get("mine/echo", price=1)
+        assert asyncio.run(model.reply(Request([{"role": "user", "content": "hi"}]), "0")).text == "hi"
+        assert '"mine/x"' in said("mien/x")
+    finally:
+        models.providers.cache_clear()
+
+
+def test_asking_what_models_there_are_loads_nothing_heavy():
+    code = (
+        "import sys; from limbeck.models import is_model, providers; is_model('hf/x'); "
+        "print([m for m in ('torch', 'transformers', 'aiohttp', 'pyarrow') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_students_weights_are_written_once_per_seed(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from limbeck.models import shipped
+
+    made = []
+
+    def student(seed, out):
+        made.append(seed)
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        (out / "model.safetensors").write_bytes(bytes([seed]) * 64)
+        return out
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(shipped.shipped, "student", student)
+    first, again, other = get("tiny/student"), get("tiny/student", seed=0), get("tiny/student", seed=1)
+    assert made == [0, 1]
+    assert first.digest == again.digest != other.digest
+    assert first.name == "tiny/student" and first.path == again.path != other.path
+    assert len(list((tmp_path / "limbeck").iterdir())) == 2
