@@ -42,12 +42,20 @@ class Source:
     path: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def open(self, limit: int | None = None, rename: Mapping[str, str] | None = None) -> Table:
-        """Reads the rows, the first `limit` of them, with columns renamed {old: new}."""
-        table = Table.open(self.path, **self.options)
-        if rename:
-            table = _renamed(table, rename)
-        return table if limit is None else Table.from_rows(islice(table, limit), name="first")
+    def open(self) -> Table:
+        """Reads the rows into the open run's store."""
+        return Table.open(self.path, **self.options)
+
+
+def shaped(table: Table, limit: int | None, rename: Mapping[str, str]) -> Table:
+    """The table's first `limit` rows with its columns renamed {old: new}; as it is where neither says anything."""
+    present = {old: new for old, new in rename.items() if old in table.columns}
+    for old, new in present.items():
+        if new in table.columns and new not in present:
+            raise LimbeckError(f"--rename {old}={new}: the rows already have a column {new!r}; rename that one first.")
+    if not present and (limit is None or limit >= len(table)):
+        return table
+    return Table.from_rows({present.get(k, k): v for k, v in row.items()} for row in islice(table, limit))
 
 
 def pairs(words: list[str]) -> dict[str, str]:
@@ -289,15 +297,3 @@ def _list(where: str, annotation: Any, value: Any) -> Any:
     inner = next(iter(typing.get_args(typed)), _NOT_GIVEN)
     read = [_bound(where, inner, one, {}) for one in _items(value)]
     return tuple(read) if (typing.get_origin(typed) or typed) is tuple else read
-
-
-def _renamed(table: Table, rename: Mapping[str, str]) -> Table:
-    """Copies a table with its columns renamed; one that has none of them is left as it is."""
-    present = {old: new for old, new in rename.items() if old in table.columns}
-    if not present:
-        return table
-    for old, new in present.items():
-        if new in table.columns and new not in present:
-            raise LimbeckError(f"--rename {old}={new}: the rows already have a column {new!r}; rename that one first.")
-    rows = ({present.get(k, k): v for k, v in row.items()} for row in table)
-    return Table.from_rows(rows, name="renamed")

@@ -23,7 +23,7 @@ _PACKAGE = Path(__file__).parent
 # The files whose behaviour decides what a built-in stage holds. A change in one recomputes stages (cheap: calls are
 # replayed from the ledger); the training half has its own memory.
 _DATA_HALF = (
-    "fingerprint.py", "table.py", "types.py", "store.py", "op.py", "prompt.py", "parse.py", "checks.py", "similar.py",
+    "fingerprint.py", "table.py", "physical.py", "store.py", "op.py", "prompt.py", "parse.py", "checks.py", "similar.py",
     "judges.py", "verbs/*.py",
 )  # fmt: skip
 

@@ -70,11 +70,14 @@ FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)\n(.*?)^[ \t]*\1[`~]*[ \
 def json(text: str, require: Sequence[str] = (), many: bool = False) -> Any:
     """Reads the first JSON object or list (with the keys `require`, if any), bare, in a code fence or within prose.
 
-    With `many`, reads the first list and gives one value per item; an item without the keys is a reject of its own.
+    With `many`, reads the first list, bare or as an object's only value, and gives one value per item; an item without
+    the keys is a reject of its own.
     """
     reason = "no JSON list" if many else "no JSON"
     for value in _json_values(text):
         if many:
+            if isinstance(value, dict) and len(value) == 1:
+                value = next(iter(value.values()))
             if isinstance(value, list) and value:
                 return Many([Reject(lack) if (lack := _lack(item, require)) else item for item in value])
         elif not (lack := _lack(value, require)):

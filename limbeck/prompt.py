@@ -189,8 +189,8 @@ def _parser(name: str, spec: Any, output: str | tuple[str, ...]) -> Callable[[st
     args = dict(args or {})
     if kind == "tags":
         args.setdefault("names", output if isinstance(output, str) else list(output))
-    if kind == "json" and (args.get("many") or not isinstance(output, str)):
-        args.setdefault("require", _list(output) if isinstance(output, str) else list(output))
+    if kind == "json" and not isinstance(output, str):
+        args.setdefault("require", list(output))
     try:
         return parse.get(str(kind), **args)
     except LimbeckError as error:

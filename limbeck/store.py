@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import types
+from . import physical
 from .errors import LimbeckError
 
 BATCH = 8192  # rows in memory at a time
@@ -45,11 +45,11 @@ class Writer:
         for name, value in row.items():
             seen = kinds.get(name)
             if seen is None:
-                if not name.isascii() and types.kind(name) != "str":
+                if not name.isascii() and physical.kind(name) != "str":
                     raise LimbeckError(f"a column is named {name!r}, which is not valid Unicode; rename it.")
                 seen = kinds[name] = set()
             if name not in RESERVED:
-                seen.add(types.kind(value))
+                seen.add(physical.kind(value))
         self._rows.append(row)
         self.count += 1
         if len(self._rows) >= BATCH:
@@ -69,15 +69,15 @@ class Writer:
 
     def close(self) -> dict[str, str]:
         """Writes the file, durably, and returns {column: kind} of the data columns."""
-        settled = {name: types.join(seen) for name, seen in self.kinds.items() if name not in RESERVED}
+        settled = {name: physical.join(seen) for name, seen in self.kinds.items() if name not in RESERVED}
         fields = [
-            pa.field(name, RESERVED[name]) if name in RESERVED else types.field(name, settled[name])
+            pa.field(name, RESERVED[name]) if name in RESERVED else physical.field(name, settled[name])
             for name in self.kinds
         ]
         schema = pa.schema(fields)
         with pq.ParquetWriter(self.path, schema, compression="zstd") as out:
             for rows in self._batches():
-                arrays = [types.to_array([r.get(f.name) for r in rows], f) for f in fields]
+                arrays = [physical.to_array([r.get(f.name) for r in rows], f) for f in fields]
                 out.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
         if self._spool is not None:
             self._spool.close()
@@ -91,7 +91,7 @@ def read(path: Path, columns: Iterable[str] | None = None) -> Iterator[dict[str,
         wanted = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
         for batch in file.iter_batches(BATCH, columns=wanted):
             names = batch.schema.names
-            decoded = [types.from_array(batch.column(i), batch.schema.field(i)) for i in range(len(names))]
+            decoded = [physical.from_array(batch.column(i), batch.schema.field(i)) for i in range(len(names))]
             for values in zip(*decoded, strict=True):
                 yield dict(zip(names, values, strict=True))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from . import store, types
+from . import physical, store
 from .errors import LimbeckError
 from .ledger import Ledger
 
@@ -83,6 +83,6 @@ def _at(path: Path, index: int) -> dict[str, Any]:
             if index < size:
                 batch = file.read_row_group(group).slice(index, 1).combine_chunks().to_batches()[0]
                 fields = batch.schema
-                return {f.name: types.from_array(batch.column(i), f)[0] for i, f in enumerate(fields)}
+                return {f.name: physical.from_array(batch.column(i), f)[0] for i, f in enumerate(fields)}
             index -= size
     raise LimbeckError(f"{path} ended early; it may be damaged.")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.bind import Source, bind, kind_of, pairs, scalar, schema
+from limbeck.bind import Source, bind, kind_of, pairs, scalar, schema, shaped
 from limbeck.errors import LimbeckError
 from limbeck.models.base import Model
 from limbeck.table import Table
@@ -115,13 +115,13 @@ def test_seed_is_always_an_int(rows):
         bind(bare, {"rows": rows, "teacher": "t", "seed": "new"}, "bare")
 
 
-def test_a_table_opens_with_a_limit_and_renamed(rows):
-    assert Source(rows).open(limit=2, rename={"question": "prompt"}).head(9) == [
-        {"prompt": "q0", "n": 0},
-        {"prompt": "q1", "n": 1},
-    ]
+def test_a_table_is_cut_and_renamed(rows):
+    table = Source(rows).open()
+    first = [{"prompt": "q0", "n": 0}, {"prompt": "q1", "n": 1}]
+    assert shaped(table, 2, {"question": "prompt"}).head(9) == first
+    assert shaped(table, None, {}) is table and shaped(table, 9, {"else": "x"}) is table
     with pytest.raises(LimbeckError, match="already have a column 'n'"):
-        Source(rows).open(rename={"question": "n"})
+        shaped(table, None, {"question": "n"})
 
 
 def test_words_are_pairs():

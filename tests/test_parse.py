@@ -13,6 +13,7 @@ from limbeck.parse import Many, Reject
 BUILT = [
     parse.get("json"),
     parse.get("json", require=["a"]),
+    parse.get("json", require=["a"], many=True),
     parse.get("tags", names="a"),
     parse.get("tags", names=["a", "b"]),
     parse.get("lines"),
@@ -23,6 +24,7 @@ BUILT = [
     parse.get("code", language="python"),
     parse.get("choice", options=["yes", "no"]),
     parse.get("answer"),
+    parse.get("solution"),
 ]
 PIECES = [
     "{",
@@ -71,7 +73,7 @@ def test_no_text_makes_a_parser_fail(text):
         value = parser(text)
         assert value is not None
         if isinstance(value, Many):
-            assert value.values and all(isinstance(v, str) and v for v in value.values)
+            assert value.values and None not in value.values
         if isinstance(value, Reject):
             assert value.reason and "\n" not in value.reason
 
@@ -106,6 +108,14 @@ def test_json_wants_its_keys():
     assert parse.json("[1, 2]") == [1, 2]
     for text in ("17", "no", '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}'):
         assert parse.json(text) == Reject("no JSON")
+
+
+def test_json_of_many_items_gives_one_value_each():
+    text = 'Here: [{"a": 1, "b": 2}, {"b": 3}, 4, {"a": null}]'
+    lack = Reject("the JSON has no 'a'")
+    assert parse.json(text, require=["a"], many=True) == Many([{"a": 1, "b": 2}, lack, lack, lack])
+    assert parse.json('{"a": [1, 2]}', many=True) == Many([1, 2])
+    assert parse.json('{"a": 1}', many=True) == Reject("no JSON list")
 
 
 def test_tags():
@@ -230,6 +240,14 @@ def test_answer(text, value):
 @pytest.mark.parametrize("text", ["It is 8", "", "####", r"\boxed{8"])
 def test_no_final_answer_is_a_reject(text):
     assert parse.answer(text) == Reject("no final answer")
+
+
+def test_solution():
+    assert parse.solution("3 + 5 = 8\nso 8.\n#### 8") == {"rationale": "3 + 5 = 8\nso 8.", "label": "8"}
+    assert parse.solution("3 + 5 = 8 . #### 8") == {"rationale": "3 + 5 = 8 .", "label": "8"}
+    assert parse.solution("3 + 5 = 8\nThe answer is $8.") == {"rationale": "3 + 5 = 8", "label": "8"}
+    assert parse.solution("#### 8") == Reject("no rationale")
+    assert parse.solution("3 + 5 = 8") == Reject("no final answer")
 
 
 @given(st.text(max_size=60))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import formats, plan, report, result
-from ..bind import Source, bind, pairs
+from ..bind import Source, bind, pairs, shaped
 from ..errors import LimbeckError
 from ..models.base import Model
 from ..recipe import Recipe, find
@@ -43,17 +43,15 @@ def run(
         given["seed"] = seed
     method = find(name)
     bound = bind(method.fn, given, method.name)
-    columns = _renames(rename)
+    columns = pairs(rename)
     out = out or Path("runs") / method.name.replace(":", "-")
     record = _record(method, name, given, {"limit": limit, "rename": columns, "budget": budget})
     before = _check_directory(out, method.name)
     told = None if dry_run else record["arguments"]  # what is not run must not count as what was asked last
     with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes, arguments=told) as it:
-        tables = {k: v.open(pilot or limit, columns) for k, v in bound.items() if isinstance(v, Source)}
-        _check_renames(columns, bound)
-        arguments = bound | tables
+        arguments, rows = _opened(bound, limit, columns, pilot)
         if dry_run or pilot:
-            _planned(it, lambda: method.fn(**arguments), _sizes(bound, limit), pilot)
+            _planned(it, lambda: method.fn(**arguments), rows, pilot)
             return
         record["bound"] = {k: _described(v) for k, v in arguments.items()}
         _write(out / "run.json", record)
@@ -114,20 +112,20 @@ def _config(path: str) -> tuple[str, dict[str, Any]]:
     return (str(Path(path).parent / target) if ".py" in target and beside.is_file() else target), data
 
 
-def _renames(words: list[str]) -> dict[str, str]:
-    return pairs(words) if words else {}
-
-
-def _check_renames(columns: dict[str, str], bound: dict[str, Any]) -> None:
-    """A column that no table has is a misspelling."""
-    if not columns:
-        return
-    have = {c for v in bound.values() if isinstance(v, Source) for c in v.open().columns}
-    for old in columns:
+def _opened(
+    bound: dict[str, Any], limit: int | None, columns: dict[str, str], pilot: int | None = None
+) -> tuple[dict[str, Any], int]:
+    """The arguments with their tables read, and the rows of the largest one before a pilot cuts it."""
+    whole = {k: v.open() for k, v in bound.items() if isinstance(v, Source)}
+    have = {c for table in whole.values() for c in table.columns}
+    for old in columns:  # a column that no table has is a misspelling
         if old not in have:
             near = get_close_matches(old, have, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"they have {', '.join(sorted(have)) or 'none'}."
             raise LimbeckError(f"--rename {old}={columns[old]}: no table has a column {old!r}; {hint}")
+    rows = max((len(t) if limit is None else min(limit, len(t)) for t in whole.values()), default=0)
+    least = min((n for n in (limit, pilot) if n is not None), default=None)
+    return bound | {k: shaped(t, least, columns) for k, t in whole.items()}, rows
 
 
 def _record(method: Recipe, target: str, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -187,13 +185,6 @@ def _described(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _sizes(bound: dict[str, Any], limit: int | None) -> int:
-    """The rows of the largest table argument."""
-    sizes = [len(v.open()) for v in bound.values() if isinstance(v, Source)]
-    most = max(sizes, default=0)
-    return min(most, limit) if limit else most
-
-
 def _planned(run: Run, walk: Callable[[], Any], rows: int, pilot: int | None) -> None:
     """Runs the recipe as a plan and says what it found."""
     if not pilot:
@@ -217,9 +208,9 @@ def _salvaged(directory: Path) -> Table:
     bound = bind(method.fn, record["arguments"], method.name)
     options = record["options"]
     with Run(directory, progress=False) as it:
-        tables = {k: v.open(options.get("limit"), options.get("rename")) for k, v in bound.items() if isinstance(v, Source)}
+        arguments, _ = _opened(bound, options.get("limit"), options.get("rename") or {})
         salvage = plan.Salvage()
-        made = salvage.walk(it, lambda: method.fn(**(bound | tables)))
+        made = salvage.walk(it, lambda: method.fn(**arguments))
         made = salvage.rows if salvage.rows is not None else made
         rows = next((p for p in (made if isinstance(made, tuple) else (made,)) if isinstance(p, Table)), None)
         if rows is None:

@@ -27,12 +27,6 @@ def mixed(request):
     return {0: "#### 99", 3: "hard to say"}.get(i, f"The answer is {i + 1}.0.")
 
 
-@pytest.fixture
-def run(tmp_path):
-    with lb.Run(tmp_path / "run", progress=False) as run:
-        yield run
-
-
 def task(rows=ITEMS, **more) -> Task:
     return Task(lb.Table.from_rows(rows), name="sums", **more)
 

@@ -86,11 +86,8 @@ def shop(rng: Draw) -> Text:
         f"In a shop {name} pays {p} dollars each for {k} {first} and {q} dollars each for {m} {second}. "
         f"How many dollars is that in all?",
     ))  # fmt: skip
-    one, two = f"{k} * {p} = {k * p}", f"{m} * {q} = {m * q}"
-    steps = rng.choice((
-        [one, two, f"{k * p} + {m * q} = {r}"],
-        [two, one, f"{m * q} + {k * p} = {r}"],
-    ))  # fmt: skip
+    a, b = k * p, m * q
+    steps = [f"{k} * {p} = {a}", f"{m} * {q} = {b}", rng.choice((f"{a} + {b} = {r}", f"{b} + {a} = {r}"))]
     return question, steps, r
 
 

@@ -1,0 +1,118 @@
+import dataclasses
+
+import pytest
+
+from limbeck.errors import LimbeckError
+from limbeck.losses import SFT, Loss, forward_kl
+from limbeck.models.fake import Fake
+from limbeck.table import Table
+from limbeck.train.hparams import Hparams, key
+from limbeck.train.objective import Objective, Text
+
+ROWS = Table.from_rows([{"prompt": "w1", "response": "w2"}])
+STUDENT = Fake(lambda request: "", name="student")
+TEACHER, OTHER = Fake(lambda request: "", name="teacher"), Fake(lambda request: "", name="other")
+
+
+def key_of(objective=SFT, student=STUDENT, rows=ROWS, **given):
+    term = objective if isinstance(objective, Objective) else Objective(objective)
+    return key(student, rows, term, Hparams.of(given))
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(LimbeckError, match="no setting 'lr_scheduler'.*did you mean lr_scheduler_type"):
+        Hparams.of({"lr_scheduler": "cosine"})
+    with pytest.raises(LimbeckError, match="no setting 'steps'.*did you mean max_steps"):
+        Hparams.of({"steps": 3})
+
+
+def test_numbers_may_come_as_text_and_nonsense_is_an_error():
+    assert Hparams.of({"learning_rate": "1e-3", "max_steps": "10"}) == Hparams(learning_rate=1e-3, max_steps=10)
+    for wrong, said in (
+        ({"learning_rate": "fast"}, "learning_rate as a number; it got 'fast'"),
+        ({"max_steps": 1.5}, "max_steps as a whole number"),
+        ({"logging_steps": 0}, "logging_steps ≥ 1"),
+        ({"num_train_epochs": 0}, "max_steps ≥ 1 or num_train_epochs > 0"),
+        ({"max_length": 1}, "max_length ≥ 2"),
+        ({"bf16": True, "fp16": True}, "one precision"),
+    ):
+        with pytest.raises(LimbeckError, match=said):
+            Hparams.of(wrong)
+
+
+def test_names_and_defaults_are_those_of_transformers():
+    from transformers import TrainingArguments
+
+    theirs = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+    ours = {f.name: f.default for f in dataclasses.fields(Hparams)}
+    assert set(ours) - set(theirs) == {"max_length", "lora"}
+    differ = {n for n, default in ours.items() if n in theirs and theirs[n] != default and (theirs[n] or default)}
+    assert differ == {"seed", "eval_steps"}
+
+
+def test_steps_and_rows():
+    epochs = Hparams(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2)
+    assert (epochs.global_batch, epochs.rows_seen(10), epochs.steps(10)) == (8, 20, 3)
+    steps = dataclasses.replace(epochs, max_steps=5)
+    assert (steps.rows_seen(10), steps.steps(10)) == (40, 5)
+
+
+def test_the_key_changes_with_what_decides_the_weights():
+    kl = Objective(forward_kl(), teacher=TEACHER)
+    keys = [
+        key_of(),
+        key_of(student=OTHER),
+        key_of(rows=Table.from_rows([{"prompt": "w1", "response": "w3"}])),
+        key_of(kl),
+        key_of(Objective(forward_kl(2.0), teacher=TEACHER)),
+        key_of(Objective(forward_kl(), teacher=OTHER)),
+        key_of(Objective(SFT, weight=0.5)),
+        key_of(Objective(SFT, text=Text(data=0, student=1))),
+        key_of(kl + SFT),
+        key_of(kl + Objective(SFT, rows=Table.from_rows([{"prompt": "w1", "response": "w3"}]))),
+        *(key_of(**{name: value}) for name, value in {
+            "seed": 1, "max_steps": 7, "num_train_epochs": 1, "learning_rate": 1, "lr_scheduler_type": "cosine", "lora": {"r": 4},
+            "max_length": 99, "bf16": True, "weight_decay": 0.1, "warmup_steps": 3, "optim": "sgd",
+            "per_device_train_batch_size": 4, "max_grad_norm": 0.5, "neftune_noise_alpha": 5,
+        }.items()),
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys) and all(len(k) == 32 for k in keys)
+
+
+def test_the_key_does_not_change_with_what_does_not(monkeypatch):
+    usual = key_of(per_device_train_batch_size=8)
+    assert key_of(per_device_train_batch_size=2, gradient_accumulation_steps=4) == usual
+    for name, value in {
+        "logging_steps": 1, "save_steps": 7, "report_to": "wandb", "gradient_checkpointing": True, "use_cpu": True,
+        "per_device_eval_batch_size": 1, "eval_steps": 3, "dataloader_num_workers": 2, "torch_compile": True,
+    }.items():  # fmt: skip
+        assert key_of(**{name: value}) == usual, name
+    assert key_of(max_steps=3, num_train_epochs=1) == key_of(max_steps=3, num_train_epochs=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert key_of(per_device_train_batch_size=4) == usual
+
+
+def test_the_key_of_a_users_loss_is_its_code():
+    def scaled(factor):
+        return Loss(lambda batch: factor * batch.student.logits_btv.sum(), name="mine")
+
+    assert key_of(scaled(2)) == key_of(scaled(2)) != key_of(scaled(3))
+
+
+def test_the_key_knows_the_code_of_training(monkeypatch, tmp_path):
+    import shutil
+
+    from limbeck.train import hparams
+
+    usual = key_of()
+    shutil.copytree(hparams.HOME, tmp_path / "train")
+    shutil.copytree(hparams.HOME.parent / "losses", tmp_path / "losses")
+    monkeypatch.setattr(hparams, "HOME", tmp_path / "train")
+    assert key_of() == usual
+    with (tmp_path / "losses" / "divergence.py").open("a") as out:
+        out.write("\n# changed\n")
+    assert key_of() == usual
+    assert key_of(Objective(forward_kl(), teacher=TEACHER)) != usual
+    with (tmp_path / "train" / "encode.py").open("a") as out:
+        out.write("\n# changed\n")
+    assert key_of() != usual

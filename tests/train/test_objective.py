@@ -1,0 +1,69 @@
+"""What does not fit is said before anything is loaded, with the way out."""
+
+import pytest
+
+from limbeck.errors import LimbeckError
+from limbeck.losses import SFT, Loss, forward_kl, jsd
+from limbeck.models.fake import Fake
+from limbeck.table import Table
+from limbeck.train import train
+from limbeck.train.objective import Objective, Text, check, of
+
+ROWS = Table.from_rows([{"prompt": "w1", "response": "w2"}])
+CHAT = Fake(lambda request: "", name="openai/gpt")
+WHITE = Fake(lambda request: "", name="hf/big", can=("chat", "logits", "weights"))
+
+
+def test_shares_add_up_to_one():
+    assert Text(student=0.5, data=0.5).temperature == 1
+    for wrong in ({"student": 0.5}, {"data": 1.5, "student": -0.5}):
+        with pytest.raises(LimbeckError, match=r"Text wants shares .* set data= to the rest"):
+            Text(**wrong)
+    with pytest.raises(LimbeckError, match="temperature > 0"):
+        Text(temperature=0)
+
+
+def test_objectives_add_up():
+    both = Objective(SFT) + Objective(forward_kl(), teacher=WHITE, weight=0.5) + SFT
+    assert [(t.loss.name, t.weight) for t in both.terms] == [("sft", 1), ("forward-kl", 0.5), ("sft", 1)]
+    assert both.name == "sft+forward-kl+sft"
+    assert of(SFT).terms == (Objective(SFT),)
+    with pytest.raises(LimbeckError, match="train wants an Objective or a Loss"):
+        of("sft")
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (Objective(jsd(), teacher=CHAT), r"needs teacher.logits; 'openai/gpt' can give \(chat\): use an hf teacher, or SFT"),
+        (Objective(jsd()), "needs teacher.logits; the objective has no teacher: write"),
+        (Objective(Loss(lambda b: b, needs=("reward",))), "needs reward; this trainer serves student.logits, teacher.logits"),
+        (Objective(SFT, text=Text(data=0, teacher=1), teacher=CHAT), "wants an hf teacher; ask any other"),
+        (Objective(SFT, teacher=WHITE), "has a teacher that loss 'sft' never looks at"),
+        (Objective(SFT, reference=WHITE), "has a reference that loss 'sft' never looks at"),
+        (Objective(SFT, rows=Table.from_rows([{"prompt": "w", "answer": "w"}])), "no response: name it with fields"),
+        (Objective(SFT) + Objective(jsd()), "needs teacher.logits; the objective has no teacher"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit(objective, said):
+    with pytest.raises(LimbeckError, match=said):
+        check(WHITE, ROWS, objective)
+
+
+def test_the_student_and_the_columns():
+    with pytest.raises(LimbeckError, match=r"a student with weights; 'openai/gpt' can give \(chat\)"):
+        check(CHAT, ROWS, Objective(SFT))
+    prompts = Table.from_rows([{"prompt": "w1"}])
+    with pytest.raises(LimbeckError, match="columns prompt and response .or messages.; the rows have prompt, no response"):
+        check(WHITE, prompts, Objective(SFT))
+    check(WHITE, prompts, Objective(jsd(), teacher=WHITE, text=Text(data=0, student=1)))
+    check(WHITE, Table.from_rows([{"messages": [{"role": "user", "content": "w"}]}]), Objective(SFT))
+
+
+def test_train_says_so_before_a_weight_is_loaded(run, student, monkeypatch):
+    monkeypatch.setattr(type(student), "weights", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(LimbeckError, match="teacher.logits"):
+        train(student, ROWS, Objective(jsd(), teacher=CHAT))
+    with pytest.raises(LimbeckError, match="did you mean learning_rate"):
+        train(student, ROWS, learning_rat=1e-3)
+    assert not (run.dir / "models").exists()
