@@ -50,7 +50,7 @@ class DryRun(Plan):
     """Buys nothing: asks give stand-ins, filters keep every row, so each count is an upper bound.
 
     Where a recipe's own code looks into rows that are not there, data decides, and the plan is unbounded from the next
-    ask on. `asks` lists {site, models, calls, replayed, money, tokens, why}; `unbounded` says why, or is None.
+    ask on. `asks` lists {site, prompt, models, calls, replayed, money, tokens, why}; `unbounded` says why, or is None.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class DryRun(Plan):
             raise Stopped(self.unbounded)
         real = not self.holds(asking.rows)
         limit = asking.sampling["max_tokens"]
-        found: dict[str, Any] = {"site": site, "models": [m.name for m in asking.models]}
+        found: dict[str, Any] = {"site": site, "prompt": asking.label, "models": [m.name for m in asking.models]}
         found |= {"calls": 0, "replayed": 0, "money": 0.0, "tokens": 0.0}
         for _, _, model, request, _, words, occurrence in asking.requests():
             held = len(run.ledger.have(asking.keys(words, occurrence))) if real else 0
@@ -137,7 +137,7 @@ class DryRun(Plan):
         lines = [f"{'ask':<40} {'who':<28} {'calls':>9} {'at most':>12}"]
         for a in self.asks:
             money = "unbounded" if math.isinf(a["money"]) else f"${a['money']:.4f}"
-            lines.append(f"{a['site'][:40]:<40} {', '.join(a['models'])[:28]:<28} {a['calls']:>9,} {money:>12}")
+            lines.append(f"{(a['site'].partition(':')[0] + ' ' + a['prompt'])[:40]:<40} {', '.join(a['models'])[:28]:<28} {a['calls']:>9,} {money:>12}")
         total = self.totals()
         end = f"at most {total['calls']:,.0f} calls"
         end += f" ({total['replayed']:,.0f} more are held already)" if total["replayed"] else ""

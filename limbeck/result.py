@@ -76,8 +76,8 @@ def _rows(run: Any, rows: Table, suffix: str) -> dict[str, Any]:
 def _model(run: Any, model: Model, suffix: str) -> dict[str, Any]:
     part = {"kind": "model", "name": model.name, "digest": model.digest}
     source = Path(getattr(model, "path", "") or "")
-    models = (run.dir / "models").resolve()
-    if not (source.is_dir() and models in source.resolve().parents):
+    home = run.dir.resolve()
+    if not (source.is_dir() and home in source.resolve().parents):
         return part  # not trained here: its name is all there is to say
     place = run.dir / f"model{suffix}"
     mark = place / ".digest"
@@ -88,7 +88,7 @@ def _model(run: Any, model: Model, suffix: str) -> dict[str, Any]:
         (scratch / ".digest").write_text(model.digest)
         shutil.rmtree(place, ignore_errors=True)
         scratch.rename(place)
-    return part | {"path": place.name, "trained": str(source.resolve().relative_to(models))}
+    return part | {"path": place.name, "trained": str(source.resolve().relative_to(home))}
 
 
 def _link(source: str, target: str) -> str:

@@ -103,10 +103,10 @@ class Run:
         self._events.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         self._events.flush()
 
-    def site(self, name: str) -> str:
+    def site(self, verb: str) -> str:
         """Names a place in the recipe by order of execution: the third ask of a run is the third ask of its re-run."""
         self._sites += 1
-        return f"{self._sites}:{name}"
+        return f"{self._sites}:{verb}"
 
     def bar(self, label: str, total: int | None, note: str = "") -> Progress:
         return Progress(label, total, shown=self.progress, note=note)

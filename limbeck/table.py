@@ -16,6 +16,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,9 @@ class Table:
         return View("take", (self,), lambda: itertools.islice(self.tracked(), n))
 
     def need(self, who: str, *columns: str) -> None:
-        """Raises LimbeckError where a column is missing, naming the nearest one."""
-        from difflib import get_close_matches
-
+        """Raises LimbeckError where a column is missing, naming the nearest one; a table without rows lacks none."""
         for column in columns:
-            if column not in self.columns:
+            if column not in self.columns and self.size:
                 near = get_close_matches(column, self.columns, 1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise LimbeckError(

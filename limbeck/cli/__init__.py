@@ -1,4 +1,4 @@
-"""The command line: `limbeck quickstart | run | export | methods | show | trace | gc | report`.
+"""The command line: `limbeck quickstart | run | export | methods | show | trace | gc | serve | report`.
 
 Only Typer is imported here: `limbeck --help` must answer at once, so each command imports what it needs.
 """
@@ -125,6 +125,18 @@ def gc(
 
     freed, removed = it(directory, tuple(model or ()))
     typer.echo(f"freed {freed / 1e6:.1f} MB: {', '.join(removed) or 'nothing to remove'}")
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="provider/name, such as tiny/teacher or hf/ORG/NAME.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Serve a model on this machine over the OpenAI chat protocol."""
+    from ..models import get
+    from ..serve import serve as it
+
+    it(get(model), port)
 
 
 @app.command()

@@ -51,8 +51,8 @@ class Loss:
     The trainer divides by the number of units in the whole step (all micro-batches, all processes), so a loss never
     averages. `needs` names what `fn` reads: "student.logits", "teacher.logits". `unit` is what is counted: "token"
     (positions with a label) or "sequence" (rows with a label); a loss that counts other things (pairs, lists, chunks)
-    names its unit and brings `counts(batch) -> number of units`. `source` names the files here that hold the math of one
-    of limbeck's own losses, which are part of a training's key; the code of any other is found through `fn`.
+    names its unit and brings `counts(batch) -> number of units`. `source` names the files here that hold the math of
+    one of limbeck's own losses, which are part of a training's key; the code of any other is found through `fn`.
     """
 
     fn: "Callable[[Batch], torch.Tensor]"

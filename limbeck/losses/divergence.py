@@ -1,8 +1,8 @@
 """Distances between what a teacher and a student say next; each divergence once.
 
-p is the teacher, q the student, over the vocabulary (the last dim). Every function takes log p and log q (N, V) and gives
-one value per position (N,): at least 0, and 0 where p = q. A probability may be 0: no NaN, and infinity only where the
-divergence is infinite.
+p is the teacher, q the student, over the vocabulary (the last dim). Every function takes log p and log q (N, V) and
+gives one value per position (N,): at least 0, and 0 where p = q. A probability may be 0: no NaN, and infinity only
+where the divergence is infinite.
 """
 
 import inspect
@@ -70,7 +70,7 @@ def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def generalized_jsd(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
-    """β KL(p‖m) + (1−β) KL(q‖m), m = βp + (1−β)q. β = 0 *is* forward and β = 1 *is* reverse KL: a jump, not the limit."""
+    """β KL(p‖m) + (1−β) KL(q‖m), m = βp + (1−β)q. β = 0 *is* forward, β = 1 *is* reverse KL: a jump, not the limit."""
     if beta in (0, 1):
         return kl(log_p, log_q) if beta == 0 else kl(log_q, log_p)
     log_m = log_mix(log_p, log_q, beta)

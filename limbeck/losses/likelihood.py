@@ -12,10 +12,10 @@ def sft(
     *,
     normalizer: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of the labels in nats (the survey's equation 9). Labels are already shifted; IGNORED ones do not count.
+    """Cross-entropy of the labels in nats (the survey's equation 9). Labels are already shifted; IGNORED do not count.
 
     logits_btv (B, T, V), labels_bt (B, T) -> scalar. Σ nll / normalizer; without one, the number of labels of the batch
-    ("token", never a mean of row means) or of rows with a label ("sequence"). No label at all gives 0 with zero gradient.
+    ("token", never a mean of row means) or of rows with a label ("sequence"). Without labels: 0, with zero gradient.
     """
     if reduction not in ("token", "sequence"):
         raise ValueError(f"sft has no reduction '{reduction}'; it has 'token' and 'sequence'.")

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def generate(
     alive = list(range(len(prompts)))  # the row behind each place of the batch
     done = [False] * len(prompts)
     written = [Written() for _ in prompts]
-    cache = _cache(model)
+    cache: Any = DynamicCache(config=model.config)
     for step in range(sampling.max_tokens):
         if "position_ids" in takes:
             options["position_ids"] = position_bt
@@ -138,37 +137,3 @@ def _draw(logits_bv: torch.Tensor, uniform_b: torch.Tensor, sampling: Sampling) 
     # Just under 1, so that a rounded product never reaches past the last token that has any probability.
     at_b1 = (uniform_b * (1 - 1e-12))[:, None] * cumulative_bv[:, -1:]
     return torch.searchsorted(cumulative_bv, at_b1, right=True)[:, 0]
-
-
-def _cache(model: Any) -> Any:
-    """An empty cache of keys and values, whose plain layers write into spare room."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-class _Roomy(DynamicLayer):
-    """Writes a new token's keys and values where room was left, instead of copying all earlier ones at every token.
-
-    `keys` and `values` are views (b, heads, t, width) into larger buffers. Whatever else replaces them, as choosing rows
-    does, only makes the next write move to a new buffer.
-    """
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._rooms = [key_states[..., :0, :], value_states[..., :0, :]]
-            self.keys, self.values = self._rooms
-        self.keys, self._rooms[0] = _append(self.keys, key_states, self._rooms[0])
-        self.values, self._rooms[1] = _append(self.values, value_states, self._rooms[1])
-        return self.keys, self.values
-
-
-def _append(held: torch.Tensor, new: torch.Tensor, room: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gives `held` and `new` one after the other along t, and the buffer that they lie in."""
-    start, end = held.shape[-2], held.shape[-2] + new.shape[-2]
-    if held.data_ptr() != room.data_ptr() or room.shape[-2] < end:
-        room = new.new_empty(*new.shape[:-2], end + max(32, end // 2), new.shape[-1])
-        room[..., :start, :] = held
-    room[..., start:end, :] = new
-    return room[..., :end, :], room

@@ -178,9 +178,10 @@ def evol_instruct(
     max_tokens: int | None = None,
     **training: Any,
 ) -> Table | Model:
-    """Rewrites tasks to be harder or rarer, round after round, and answers the first ones and all that survive."""
+    """Rewrites tasks to be harder or rarer, round after round, and answers what survives; the first ones are kept too."""
     writing: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
-    pool, answered = prompts, [ask(prompts, teacher, "answer", into="response", **writing)]
+    first = prompts if "response" in prompts.columns else ask(prompts, teacher, "answer", **writing)
+    pool, answered = prompts, [first]
     for r in range(rounds):
         drawn = assign(fields(pool, parent="{prompt}"), "how", how, seed=r)
         evolved = ask(drawn, teacher, Column("how"), into="prompt", salt=r, **writing)

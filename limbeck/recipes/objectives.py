@@ -29,7 +29,7 @@ def gkd(
 ) -> Model:
     """Lets the student write a share of the text, and draws it to the teacher's probabilities on all of it.
 
-    `on_policy` is that share, `temperature` and `max_tokens` are those of its writing; `beta` goes from forward KL (0) to
+    `on_policy` is that share, written with `temperature` and at most `max_tokens`. `beta` goes from forward KL (0) to
     reverse KL (1).
     """
     text = Text(data=1 - on_policy, student=on_policy, temperature=temperature, max_tokens=max_tokens)

@@ -8,7 +8,7 @@ import os
 import sys
 import types
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from ..losses import SFT, Loss
 from ..models import base, get, trained
@@ -33,7 +33,7 @@ def train(
     """Trains a copy of the student on rows with `prompt` and `response` (or `messages`), once: run again, it is reused.
 
     `hparams` are named as in transformers.TrainingArguments (see Hparams), with `max_length` (tokens) and `lora`
-    ({"r": 8, "alpha": 16}). The model is kept in `models/` of the open run, as transformers saves it (with LoRA: merged,
+    ({"r": 8, "alpha": 16}). The model is kept in `models/` of the open run as transformers saves it (with LoRA: merged,
     and the adapter beside it); a killed training continues from its newest whole checkpoint. `eval_rows` are looked at
     every `eval_steps`, and change nothing. Raises LimbeckError, before anything is loaded, where the models, rows,
     objective or settings do not fit together.
@@ -44,6 +44,8 @@ def train(
     student = get(student) if isinstance(student, str) else student
     rows = rows if isinstance(rows, Table) else Table.from_rows(rows)
     objectives.check(student, rows, whole)
+    if eval_rows is not None:
+        objectives.check_columns(eval_rows, Objective(SFT))
     key = hparams_module.key(student, rows, whole, settings)
     path = run.dir / "models" / key[:16]
     name = f"{student.name}+{whole.name}"
@@ -52,7 +54,7 @@ def train(
     else:
         from .work import work
 
-        meta = work(run, student, rows, whole, settings, eval_rows, path, {"name": name, "key": key})
+        meta = work(run, cast(Any, student), rows, whole, settings, eval_rows, path, {"name": name, "key": key})
     if int(os.environ.get("RANK", "0")) == 0:
         told = {k: v for k, v in meta.items() if k not in ("hparams", "versions")}
         run.event("train", **told, path=str(path.relative_to(run.dir)), reused=reused)

@@ -9,7 +9,7 @@ from .encode import Example
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
-    """B examples -> a Batch of B sequences as long as the longest needs: position t reads token t and predicts token t+1."""
+    """B examples -> a Batch of B sequences, as long as the longest needs. Position t reads token t and predicts t+1."""
     width = max(len(example.ids) for example in examples) - 1
     input_ids_bt = torch.full((len(examples), width), pad)
     labels_bt = torch.full((len(examples), width), IGNORED)

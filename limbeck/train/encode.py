@@ -30,7 +30,7 @@ class Example:
 
 
 class Examples(Sequence[Example]):
-    """All encoded rows in three flat arrays: 5 bytes a token. `rejects`: (row index, Reject) of what cannot be learned."""
+    """All encoded rows in flat arrays: 5 bytes a token. `rejects`: (row index, Reject) of what cannot be learned."""
 
     def __init__(self) -> None:
         self._ids, self._learn = array.array("i"), bytearray()
@@ -59,8 +59,8 @@ def encode(
 ) -> Examples:
     """Encodes rows with `prompt` and `response`, or `messages`; `answers=False` takes the prompts alone.
 
-    `ends`: token ids that end a turn, beside the tokenizer's own. Longer sequences are cut to `max_length` on the right;
-    a row that keeps nothing of its answers is a Reject.
+    `ends`: token ids that end a turn, beside the tokenizer's own. Longer sequences are cut to `max_length` on the
+    right; a row that keeps nothing of its answers is a Reject.
     """
     made, stops = Examples(), {tokenizer.eos_token_id, *ends} - {None}
     numbered = enumerate(rows)
@@ -136,8 +136,8 @@ def turns(tokenizer: Any, messages: list[dict[str, Any]]) -> list[Piece]:
     """Splits a rendered conversation into what the assistant wrote, its end token included, and the rest.
 
     A turn is learned where the conversation rendered up to it begins the whole one: where a template drops earlier
-    reasoning, the earlier turns are not what the model would write, and only the last one is learned. Where not even the
-    last answer follows the generation prompt, it is put there as it stands.
+    reasoning, the earlier turns are not what the model would write, and only the last one is learned. Where not even
+    the last answer follows the generation prompt, it is put there as it stands.
     """
     whole, done, pieces, learned = render(tokenizer, messages), 0, [], False
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")

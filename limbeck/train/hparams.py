@@ -22,7 +22,10 @@ SOURCES = ("encode.py", "collate.py", "schedule.py", "signal.py", "text.py", "tr
 
 @dataclasses.dataclass(frozen=True)
 class Hparams:
-    """Names and defaults are transformers' own, but for `seed` (0, as everywhere here), `max_length` and `lora`."""
+    """Names are transformers' own, and so are defaults, but for `seed`, `eval_steps`, `logging_steps`.
+
+    `max_length` and `lora` are limbeck's.
+    """
 
     learning_rate: float = 5e-5
     max_steps: int = -1  # counts before num_train_epochs when positive
@@ -109,6 +112,8 @@ class Hparams:
         """What goes to transformers.TrainingArguments under the same names."""
         ours = ("max_length", "lora", "num_train_epochs", "max_steps", "eval_steps", "lr_scheduler_kwargs")
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ours}
+        if not self.gradient_checkpointing:
+            del kept["gradient_checkpointing"]  # newer transformers warn of the name, even where it says no
         return kept | {"lr_scheduler_kwargs": dict(self.lr_scheduler_kwargs or {})}
 
     def lora_config(self) -> dict[str, Any]:

@@ -15,8 +15,8 @@ SERVES = ("student.logits", "teacher.logits")  # what the trainer can give to a 
 class Text:
     """Who writes the text that the loss looks at: shares of the training steps, adding up to 1.
 
-    `data`: the rows' own answers. `student`, `teacher`: an answer to the row's prompt that it samples during training, at
-    `temperature`, of at most `max_tokens` tokens. One coin per step, as in GKD (arXiv 2306.13649).
+    `data`: the rows' own answers. `student`, `teacher`: an answer to the row's prompt that it samples during training,
+    at `temperature`, of at most `max_tokens` tokens. One coin per step, as in GKD (arXiv 2306.13649).
     """
 
     data: float = 1.0
@@ -76,44 +76,41 @@ def of(objective: "Objective | Loss") -> Objective:
 
 
 def check(student: Model, rows: Any, objective: Objective) -> None:
-    """Raises LimbeckError where the models or rows cannot serve the objective: before a call is bought or a GPU touched."""
+    """Raises LimbeckError where models or rows cannot serve the objective: before a call is bought or a GPU touched."""
     if "weights" not in student.can:
         raise LimbeckError(
-            f"train wants a student with weights; '{student.name}' can give ({_can(student)}): use hf/NAME or tiny/student."
+            f"train wants a student with weights; '{student.name}' can give ({_can(student)}): "
+            "use hf/NAME or tiny/student."
         )
     for term in objective.terms:
         for line in _lacks(term):
             raise LimbeckError(line)
-        _check_columns(rows if term.rows is None else term.rows, term)
+        check_columns(rows if term.rows is None else term.rows, term)
 
 
 def _lacks(term: Objective) -> Iterator[str]:
-    loss, text = term.loss, term.text
+    loss, text, teacher = term.loss, term.text, term.teacher
     for need in loss.needs:
         who, _, what = need.partition(".")
         if need not in SERVES:
             yield f"loss '{loss.name}' needs {need}; this trainer serves {', '.join(SERVES)}."
-        elif who == "teacher" and term.teacher is None:
-            yield f"loss '{loss.name}' needs {need}; the objective has no teacher: write Objective({loss.name}, teacher=…)."
-        elif who == "teacher" and what not in term.teacher.can:
+        elif who == "teacher" and teacher is None:
+            yield f"loss '{loss.name}' needs {need}; the objective has no teacher: write Objective(…, teacher=…)."
+        elif teacher is not None and who == "teacher" and what not in teacher.can:
             yield (
-                f"loss '{loss.name}' needs {need}; '{term.teacher.name}' can give ({_can(term.teacher)}): "
+                f"loss '{loss.name}' needs {need}; '{teacher.name}' can give ({_can(teacher)}): "
                 "use an hf teacher, or SFT on its text."
             )
-    if text.teacher and (term.teacher is None or "weights" not in term.teacher.can):
-        yield "Text(teacher=…) samples during training and wants an hf teacher; with any other, `ask` it first and train on its rows."
-    uses_teacher = text.teacher or any(need.startswith("teacher.") for need in loss.needs)
-    unused = {
-        "teacher": term.teacher is not None and not uses_teacher,
-        "reference": term.reference,
-        "reward": term.reward,
-    }
-    for name, given in unused.items():
-        if given is not None and given is not False:
-            yield f"the objective has a {name} that loss '{loss.name}' never looks at; leave it out, or choose a loss that needs it."
+    if text.teacher and (teacher is None or "weights" not in teacher.can):
+        yield "Text(teacher=…) samples in training and wants an hf teacher; ask any other first, and train on its rows."
+    read = {need.partition(".")[0] for need in loss.needs} | ({"teacher"} if text.teacher else set())
+    for name in ("teacher", "reference", "reward"):
+        if getattr(term, name) is not None and name not in read:
+            yield f"the objective has a {name} that loss '{loss.name}' never reads: leave it out, or change the loss."
 
 
-def _check_columns(rows: Any, term: Objective) -> None:
+def check_columns(rows: Any, term: Objective) -> None:
+    """Raises LimbeckError where the rows lack what the term's text is made of."""
     columns = rows.columns
     wanted = ["prompt"] if term.text.data == 0 else ["prompt", "response"]
     if "messages" not in columns and (missing := [c for c in wanted if c not in columns]):

@@ -13,14 +13,14 @@ from .encode import Example
 
 
 class Schedule(torch.utils.data.Dataset):
-    """Place i of the training -> (i, one Example of each stream). Every stream is shuffled anew each time it was read through.
+    """Place i of the training -> (i, one Example of each stream); a stream read through is shuffled anew.
 
     `rows_seen` rows are read in all; what the last step lacks to a whole batch is filled with rows without labels.
     """
 
     def __init__(self, streams: Sequence[Sequence[Example]], rows_seen: int, steps: int, global_batch: int, seed: int):
         self.streams, self.rows_seen, self.seed = streams, rows_seen, seed
-        self.length = steps * global_batch
+        self.length, self.global_batch = steps * global_batch, global_batch
         self._orders: dict[tuple[int, int], torch.Tensor] = {}
 
     def __len__(self) -> int:

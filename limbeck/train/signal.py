@@ -6,13 +6,12 @@ import torch
 
 from ..errors import LimbeckError
 from ..losses import Batch, Outputs
-from ..models.base import Model
 
 
 class Live:
     """A teacher in memory that reads each batch along with the student. No gradient; always in evaluation mode."""
 
-    def __init__(self, teacher: Model):
+    def __init__(self, teacher: Any):
         self.weights = teacher.weights()
 
     @torch.no_grad()
@@ -30,7 +29,7 @@ def align(batch: Batch, teacher: Outputs) -> Batch:
     return Batch({**batch, "student": student, "teacher": Outputs(teacher.logits_btv[..., :width])})
 
 
-def check_vocabularies(loss: str, teacher: Model, student: Model) -> None:
+def check_vocabularies(loss: str, teacher: Any, student: Any) -> None:
     """Raises LimbeckError where one id means two things: equal widths prove nothing, and a padded width is no harm.
 
     Compared are the ids that both have, as bytes; one that only one of them added on top (a padding token) may differ.

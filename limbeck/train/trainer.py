@@ -56,18 +56,18 @@ class Trainer(transformers.Trainer):
             args=args,
             train_dataset=schedule,
             eval_dataset=held_out,
-            data_collator=draft,
+            data_collator=draft,  # type: ignore[arg-type]  # a list for each stream
             callbacks=[*callbacks],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
         # No model computes its own loss here, and what compute_loss returns is normalised over the whole step.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self.streams, self.teachers = streams, teachers
+        self.schedule, self.streams, self.held_out, self.teachers = schedule, streams, held_out, teachers
         self.pad, self.ends, self.max_length = pad, ends, max_length
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
-        return torch.utils.data.SequentialSampler(self.train_dataset)  # the schedule is shuffled already
+        return torch.utils.data.SequentialSampler(self.schedule)  # the schedule is shuffled already
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -79,7 +79,7 @@ class Trainer(transformers.Trainer):
                 for micro, batch in zip(window, self.write(stream, [micro[s] for micro in window]), strict=True):
                     micro[s] = batch
         counts = [
-            sum(term.loss.count(micro[s]).to(device) for micro in window)
+            torch.stack([term.loss.count(micro[s]).to(device) for micro in window]).sum()
             for s, stream in enumerate(self.streams)
             for term in stream.terms
         ]
@@ -87,7 +87,7 @@ class Trainer(transformers.Trainer):
 
     def write(self, stream: Stream, drafts: list[Draft]) -> list[Batch]:
         """Settles the text of one stream's micro-batches: the rows' own, or sampled now."""
-        step, seed = drafts[0].places[0] // (len(self.train_dataset) // self.state.max_steps), self.args.seed
+        step, seed = drafts[0].places[0] // self.schedule.global_batch, self.args.seed
         who = writer(stream.text, seed, step)
         rows = [draft.examples for draft in drafts]
         if who != "data":
@@ -121,7 +121,7 @@ class Trainer(transformers.Trainer):
             found.append(term.loss.fn(batch if signal is None else align(batch, signal)))
         return found
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]
         self, model: Any, inputs: list[Batch], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This micro-batch's part of the step's loss."""
@@ -133,14 +133,14 @@ class Trainer(transformers.Trainer):
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The objective on held-out rows, on their own text: sums over counts, never a mean of batch means."""
-        stream = Stream(self.eval_dataset, Text(), tuple(term for stream in self.streams for term in stream.terms))
+        stream = Stream(self.held_out or Examples(), Text(), tuple(term for stream in self.streams for term in stream.terms))
         size, rank = self.args.per_device_eval_batch_size, self.accelerator.process_index
         totals = torch.zeros(2, len(stream.terms), dtype=torch.float64, device=self.args.device)
         self.model_wrapped.eval()
         starts = range(0, len(stream.examples), size)
         for start in starts[rank :: self.accelerator.num_processes]:
             examples = [stream.examples[i] for i in range(start, min(start + size, len(stream.examples)))]
-            batch = self._prepare_inputs(collate(examples, self.pad))
+            batch = Batch(self._prepare_inputs(collate(examples, self.pad)))
             totals[0] += torch.stack([s.double() for s in self.sums(self.model_wrapped, stream, batch)])
             totals[1] += torch.stack([term.loss.count(batch) for term in stream.terms])
         summed, counted = self.accelerator.reduce(totals, "sum")
@@ -154,7 +154,7 @@ class Trainer(transformers.Trainer):
         super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint.mark(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            checkpoint.mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counting them walks all parameters at every micro-batch, and nobody reads the sum

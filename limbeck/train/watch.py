@@ -33,7 +33,8 @@ class Watch(transformers.TrainerCallback):
             control.should_log = True
             control.should_save = False  # the finished model is saved instead
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        logs = logs or {}
         shown = {"loss": logs.get("loss"), "lr": logs.get("learning_rate"), "eval_loss": logs.get("eval_loss")}
         line = {name: value for name, value in shown.items() if value is not None}
         if not line or not state.is_world_process_zero:

@@ -7,14 +7,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from transformers.utils import logging
 
 from ..errors import LimbeckError
-from ..models.base import Model
 from ..run import Run
 from ..table import Table
 from . import checkpoint
@@ -26,10 +25,13 @@ from .signal import Live, check_vocabularies
 from .trainer import Stream, Trainer
 from .watch import Watch
 
+if TYPE_CHECKING:
+    from ..models.hf import HF
+
 
 def work(
     run: Run,
-    student: Model,
+    student: "HF",
     rows: Table,
     objective: Objective,
     hparams: Hparams,
@@ -38,9 +40,11 @@ def work(
     named: dict[str, str],
 ) -> dict[str, Any]:
     """Trains, or continues, and makes `path` appear whole. Returns what its meta.json holds, `named` included."""
-    taught = [term for term in objective.terms if term.teacher is not None]
-    for term in taught:
-        check_vocabularies(term.loss.name, term.teacher, student)
+    teachers: dict[str, Any] = {}
+    for term in objective.terms:
+        if term.teacher is not None:
+            check_vocabularies(term.loss.name, term.teacher, student)
+            teachers[term.teacher.digest] = term.teacher
     part = path.with_name(path.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
     with quiet():
@@ -66,7 +70,7 @@ def work(
                 pad=student.tokenizer.pad_token_id or 0,
                 ends=ends,
                 max_length=most,
-                teachers={term.teacher.digest: Live(term.teacher) for term in taught},
+                teachers={digest: Live(teacher) for digest, teacher in teachers.items()},
                 held_out=None if eval_rows is None else encode(eval_rows, student.tokenizer, most, ends),
                 callbacks=[watch],
             )
@@ -91,7 +95,7 @@ def work(
     return meta
 
 
-def _streams(student: Model, rows: Table, objective: Objective, ends: set[int], most: int) -> list[Stream]:
+def _streams(student: "HF", rows: Table, objective: Objective, ends: set[int], most: int) -> list[Stream]:
     """Encodes each table once, and puts the terms with the same rows and text together."""
     groups: dict[tuple, list[Objective]] = {}
     tables = {rows.digest: rows}

@@ -17,7 +17,7 @@ from ..op import Made, row_stage
 from ..parse import Many, Reject
 from ..run import Run, current
 from ..table import Row, Table
-from .shape import Column
+from .shape import Column, check_slots
 
 _CHUNK = 2000  # keys looked up at a time
 META = ("reasoning", "finish", "model", "usage", "logprobs", "tool_calls")
@@ -65,7 +65,7 @@ def ask(
         "tools": tools, "extra": extra,
     }  # fmt: skip
     asking.check(run)
-    site = run.site(f"ask {asking.label}")
+    site = run.site("ask")
     for model in asking.models:
         run.models[model.digest] = model
     return asking.stage(run, site) if run.plan is None else run.plan.ask(asking, run, site)
@@ -105,7 +105,7 @@ class _Asking:
         if isinstance(self.prompt, Column):
             columns.append(self.prompt.name)
         else:
-            self.prompt.check(self.rows.columns)
+            check_slots(self.prompt, self.rows)
         self.rows.need(who, *columns)
         new = self.outputs or [self.into]
         if not self.explicit and (taken := [c for c in new if c in self.rows.columns]):
@@ -122,7 +122,7 @@ class _Asking:
     def parameters(self) -> dict[str, Any]:
         return {
             "models": self.models, "names": [m.name for m in self.models] if len(self.models) > 1 else None,
-            "prompt": self.prompt.digest, "n": self.n, "into": self.outputs or self.into,
+            "prompt": self.prompt, "n": self.n, "into": self.outputs or self.into,
             "system": self.system, "shots": self.shots, "schema": self.schema, "parse": self.parser, "meta": self.meta,
             "salt": self.salt, "shard": self.shard, "sampling": self.sampling,
         }  # fmt: skip
@@ -253,7 +253,7 @@ class _Asking:
             spent = run.ledger.spent()
             price = f", about ${spent['money'] / spent['calls'] * again:.2f}" if spent["money"] else ""
             raise ChangedError(
-                f"{again} calls of {site!r} are paid for already, but the prompt or the code changed and they would be "
+                f"{again} calls of ask {site} ({self.label}) are paid for already, but the prompt or the code changed and they would be "
                 f"bought again{price}; undo the change, or go on with --accept-changes."
             )
 

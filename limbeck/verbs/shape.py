@@ -36,7 +36,7 @@ def fields(rows: Table, **columns: "str | Column | Callable[[Row], Any] | None")
     for name, how in columns.items():
         if isinstance(how, str):
             template = prompts.inline(how)
-            template.check(rows.columns)
+            check_slots(template, rows)
             makers[name] = template.render
         elif isinstance(how, Column):
             rows.need("fields", how.name)
@@ -52,6 +52,12 @@ def fields(rows: Table, **columns: "str | Column | Callable[[Row], Any] | None")
     kept = [c for c in rows.columns if makers.get(c, True) is not None]
     added = [c for c, make in makers.items() if make is not None and c not in kept]
     return View("fields", (rows,), made, kept + added)
+
+
+def check_slots(prompt: prompts.Prompt, rows: Table) -> None:
+    """Raises where a prompt takes a column that the rows lack; a table without rows has no columns to lack."""
+    if not set(prompt.inputs) <= set(rows.columns) and rows.size:
+        prompt.check(rows.columns)
 
 
 def _getter(name: str) -> Callable[[Row], Any]:

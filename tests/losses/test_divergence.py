@@ -181,7 +181,9 @@ def test_jsd_of_disjoint_is_log_2():
 
 def test_normalizer_is_the_callers():
     t, s, mask = drawn(2, 3, 5), drawn(2, 3, 5, seed=1), torch.tensor([[1, 1, 0], [1, 0, 0]])
-    assert float(divergence("tvd", t, s, mask, normalizer=12)) == pytest.approx(float(divergence("tvd", t, s, mask)) / 4)
+    assert float(divergence("tvd", t, s, mask, normalizer=12)) == pytest.approx(
+        float(divergence("tvd", t, s, mask)) / 4
+    )
 
 
 def test_half_precision_computes_in_fp32_and_the_teacher_gets_no_gradient():

@@ -180,8 +180,12 @@ def test_a_failure_that_may_pass(status):
 @pytest.mark.parametrize("status", [301, 401, 402, 403, 404, 405])
 def test_a_failure_that_no_retry_mends(status):
     with loopback(trouble=lambda b, k: status) as server:
+        server.headers = {"Location": server.url + "/chat/completions"}
         failure = error(server)
     assert isinstance(failure, EndpointFailure) and failure.final
+    assert len(server.requests) == 1  # a redirect is not followed: it would send the key to another address
+    way = {301: server.url, 401: "OPENAI_API_KEY", 403: "OPENAI_API_KEY"}
+    assert way.get(status, "base_url") in str(failure)
 
 
 @pytest.mark.parametrize(

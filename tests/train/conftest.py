@@ -33,7 +33,9 @@ def word_tokenizer(words=WORDS, template=TEMPLATE, **names):
     return made
 
 
-def checkpoint(folder: Path, seed: int, tokenizer=None, hidden: int = 32, vocab: int | None = None, dropout: float = 0.0):
+def checkpoint(
+    folder: Path, seed: int, tokenizer=None, hidden: int = 32, vocab: int | None = None, dropout: float = 0.0
+):
     """Writes an untrained Llama with `hidden` units and one layer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -16,7 +16,8 @@ THINKS = (  # like Qwen3's: the reasoning of earlier turns is dropped
 )
 OPENS = (  # like R1's: the generation prompt opens the reasoning, and the whole conversation drops it
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<bot> {{ m['content'].split('</think>')[-1] }} <end>"
-    "{% else %}<user> {{ m['content'] }} {% endif %}{% endfor %}{% if add_generation_prompt %}<bot> <think>\n{% endif %}"
+    "{% else %}<user> {{ m['content'] }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<bot> <think>\n{% endif %}"
 )
 
 
@@ -87,7 +88,12 @@ def test_every_turn_of_a_conversation_is_learned():
 
 def test_where_a_template_drops_earlier_reasoning_only_the_last_turn_is_learned():
     tokenizer = word_tokenizer([*WORDS, "w9</think>", "<think>"], THINKS)
-    turns = [("user", "w1"), ("assistant", "<think> w9</think> w2"), ("user", "w3"), ("assistant", "<think> w9</think> w4")]
+    turns = [
+        ("user", "w1"),
+        ("assistant", "<think> w9</think> w2"),
+        ("user", "w3"),
+        ("assistant", "<think> w9</think> w4"),
+    ]
     row = {"messages": [{"role": r, "content": c} for r, c in turns]}
     whole, on = learned(tokenizer, row)
     assert whole == "<user> w1 <bot> w2 <end> \n <user> w3 <bot> <think> w9</think> w4 <end>"

@@ -47,7 +47,7 @@ def test_names_and_defaults_are_those_of_transformers():
     ours = {f.name: f.default for f in dataclasses.fields(Hparams)}
     assert set(ours) - set(theirs) == {"max_length", "lora"}
     differ = {n for n, default in ours.items() if n in theirs and theirs[n] != default and (theirs[n] or default)}
-    assert differ == {"seed", "eval_steps"}
+    assert differ == {"seed", "eval_steps", "logging_steps"}
 
 
 def test_steps_and_rows():
@@ -71,8 +71,8 @@ def test_the_key_changes_with_what_decides_the_weights():
         key_of(kl + SFT),
         key_of(kl + Objective(SFT, rows=Table.from_rows([{"prompt": "w1", "response": "w3"}]))),
         *(key_of(**{name: value}) for name, value in {
-            "seed": 1, "max_steps": 7, "num_train_epochs": 1, "learning_rate": 1, "lr_scheduler_type": "cosine", "lora": {"r": 4},
-            "max_length": 99, "bf16": True, "weight_decay": 0.1, "warmup_steps": 3, "optim": "sgd",
+            "seed": 1, "max_steps": 7, "num_train_epochs": 1, "learning_rate": 1, "lr_scheduler_type": "cosine",
+            "lora": {"r": 4}, "max_length": 99, "bf16": True, "weight_decay": 0.1, "warmup_steps": 3, "optim": "sgd",
             "per_device_train_batch_size": 4, "max_grad_norm": 0.5, "neftune_noise_alpha": 5,
         }.items()),
     ]  # fmt: skip

@@ -35,12 +35,12 @@ def test_objectives_add_up():
 @pytest.mark.parametrize(
     ("objective", "said"),
     [
-        (Objective(jsd(), teacher=CHAT), r"needs teacher.logits; 'openai/gpt' can give \(chat\): use an hf teacher, or SFT"),
+        (Objective(jsd(), teacher=CHAT), r"teacher.logits; 'openai/gpt' can give \(chat\): use an hf teacher, or SFT"),
         (Objective(jsd()), "needs teacher.logits; the objective has no teacher: write"),
-        (Objective(Loss(lambda b: b, needs=("reward",))), "needs reward; this trainer serves student.logits, teacher.logits"),
-        (Objective(SFT, text=Text(data=0, teacher=1), teacher=CHAT), "wants an hf teacher; ask any other"),
-        (Objective(SFT, teacher=WHITE), "has a teacher that loss 'sft' never looks at"),
-        (Objective(SFT, reference=WHITE), "has a reference that loss 'sft' never looks at"),
+        (Objective(Loss(lambda b: b, needs=("reward",))), "needs reward; this trainer serves student.logits, teach"),
+        (Objective(SFT, text=Text(data=0, teacher=1), teacher=CHAT), "wants an hf teacher; ask any other first"),
+        (Objective(SFT, teacher=WHITE), "has a teacher that loss 'sft' never reads"),
+        (Objective(SFT, reference=WHITE), "has a reference that loss 'sft' never reads"),
         (Objective(SFT, rows=Table.from_rows([{"prompt": "w", "answer": "w"}])), "no response: name it with fields"),
         (Objective(SFT) + Objective(jsd()), "needs teacher.logits; the objective has no teacher"),
     ],
@@ -54,7 +54,9 @@ def test_the_student_and_the_columns():
     with pytest.raises(LimbeckError, match=r"a student with weights; 'openai/gpt' can give \(chat\)"):
         check(CHAT, ROWS, Objective(SFT))
     prompts = Table.from_rows([{"prompt": "w1"}])
-    with pytest.raises(LimbeckError, match="columns prompt and response .or messages.; the rows have prompt, no response"):
+    with pytest.raises(
+        LimbeckError, match="columns prompt and response .or messages.; the rows have prompt, no response"
+    ):
         check(WHITE, prompts, Objective(SFT))
     check(WHITE, prompts, Objective(jsd(), teacher=WHITE, text=Text(data=0, student=1)))
     check(WHITE, Table.from_rows([{"messages": [{"role": "user", "content": "w"}]}]), Objective(SFT))

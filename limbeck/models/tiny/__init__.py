@@ -17,7 +17,7 @@ STUDENT = HERE / "student.json"  # the student's LlamaConfig
 
 # Settings under which the student learns the teacher's reasoning in about half a minute of one core, for every seed:
 # `problems` training problems, greedy replies of the teacher (wrong ones dropped), judged on `eval_problems`.
-QUICKSTART: dict[str, Any] = {}
+QUICKSTART: dict[str, Any] = {"student": "student.json", "steps": 400, "batch": 32, "problems": 4000}
 
 
 def answer_of(text: str) -> str | None:

@@ -7,7 +7,9 @@ inside a prompt.
 
 import argparse
 import math
+import operator
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ CONFIG = {
 BATCH, CHUNK = 64, 32  # problems a step; batches drawn together, so that each holds problems of like length
 LR, WARMUP, BETAS, DECAY = 3e-3, 100, (0.9, 0.95), 0.1
 
+SLIP = 0.06
+DO = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
+
 Messages = list[dict[str, str]]
 
 BEFORE = (
@@ -38,9 +43,36 @@ AFTER = (
 
 
 def chatter(vocabulary: list[str], rng: random.Random) -> str:
-    """Instruction-like text of 3-40 tokens: half of the time a likely sentence, else random words and unknown ones."""
-    words = [rng.choice(vocabulary) if rng.random() < 0.85 else "qzx" for _ in range(rng.randint(3, 40))]
-    return " ".join(words)
+    """Instruction-like text: 3-40 random words, some of them unknown, some of them numbers."""
+    unknown, number = rng.random() * 0.6, rng.random() * 0.15
+
+    def word() -> str:
+        luck = rng.random()
+        return "qzx" if luck < unknown else f"{rng.randint(1, 9)}." if luck > 1 - number else rng.choice(vocabulary)
+
+    return " ".join(word() for _ in range(rng.randint(3, 40)))
+
+
+def slip(solution: str, rng: random.Random) -> str:
+    """The solution, each step's result wrong by one with probability SLIP; what follows goes on from the wrong result.
+
+    Slips are what makes a sampled reply go wrong now and then, and by how much temperature decides; greedy replies take
+    the likeliest result, which stays the right one.
+    """
+    became: dict[int, int] = {}
+    last = 0
+
+    def redo(step: re.Match[str]) -> str:
+        nonlocal last
+        a, b = (became.get(int(step[i]), int(step[i])) for i in (1, 3))
+        exact = DO[step[2]](a, b)
+        last = exact + (rng.choice((-1, 1)) if rng.random() < SLIP else 0)
+        became[int(step[4])] = last
+        return f"{a} {step[2]} {b} = {last}"
+
+    told = re.sub(r"(\d+) ([-+*/]) (\d+) = (\d+)", redo, solution)
+    fine = all(0 <= n <= 99 for n in became.values())
+    return re.sub(r"#### .*", f"#### {last}", told) if fine else solution
 
 
 def dress(row: dict[str, str], shot: dict[str, str], vocabulary: list[str], rng: random.Random) -> Messages:
@@ -62,19 +94,20 @@ def dress(row: dict[str, str], shot: dict[str, str], vocabulary: list[str], rng:
         before = [{"role": "user", "content": shot["prompt"]}, {"role": "assistant", "content": shot["response"]}]
     elif luck < 0.40:
         question = f"Question: {shot['prompt']}\nAnswer: {shot['response']}\n\nQuestion: {question}\nAnswer:"
-    return [*before, {"role": "user", "content": question}, {"role": "assistant", "content": row["response"]}]
+    told = {"role": "assistant", "content": slip(row["response"], rng)}
+    return [*before, {"role": "user", "content": question}, told]
 
 
 def batches(steps: int, seed: int, reader: Any) -> Any:
     """Yield `steps` pairs (ids_bt, labels_bt) of int64, right-padded; labels are -100 outside the solution."""
     rng = random.Random(f"train:{seed}")
-    vocabulary = [word for word in reader.get_vocab() if word.isalpha()] + ["####", ".", ",", ":", "?", "1.", "2."]
+    vocabulary = sorted(word for word in reader.get_vocab() if word.isalpha()) + ["####", ".", ",", ":", "?"]
     for chunk in range(math.ceil(steps / CHUNK)):
         rows = problems(BATCH * CHUNK, seed=rng.getrandbits(32))
         chats = [dress(row, rng.choice(rows), vocabulary, rng) for row in rows]
         texts = reader.apply_chat_template(chats, tokenize=False)
         ids = reader(texts, add_special_tokens=False)["input_ids"]
-        turn, end = reader.convert_tokens_to_ids("<|assistant|>"), reader.eos_token_id
+        turn = reader.convert_tokens_to_ids(tokenizer.ASSISTANT)
         ids.sort(key=len)
         order = list(range(0, len(ids), BATCH))
         rng.shuffle(order)
@@ -86,7 +119,6 @@ def batches(steps: int, seed: int, reader: Any) -> Any:
                 start = len(seq) - seq[::-1].index(turn)  # after the last <|assistant|>
                 ids_bt[row, : len(seq)] = torch.tensor(seq)
                 labels_bt[row, start : len(seq)] = torch.tensor(seq[start:])
-            assert end in part[0]
             yield ids_bt, labels_bt
 
 
@@ -134,7 +166,7 @@ def main() -> None:
     """Train, evaluate on 500 held-out problems, and write a Hugging Face checkpoint directory."""
     ask = argparse.ArgumentParser(prog="python -m limbeck.models.tiny.train", description=main.__doc__)
     ask.add_argument("--out", type=Path, default=Path("tiny-teacher"), help="directory to write")
-    ask.add_argument("--steps", type=int, default=4000)
+    ask.add_argument("--steps", type=int, default=2500)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--threads", type=int, default=1)
     want = ask.parse_args()

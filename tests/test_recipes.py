@@ -1,0 +1,279 @@
+"""Every registered recipe: run once, run again, with its stages deleted, and killed at several points."""
+
+import inspect
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import limbeck as lb
+from limbeck.errors import LimbeckError
+from limbeck.fingerprint import fingerprint
+from limbeck.models.base import Reply
+from limbeck.models.fake import Fake
+from limbeck.recipe import registered
+
+RECIPES = registered()
+VERBS = (
+    "write",
+    "explain",
+    "describe",
+    "list",
+    "sort",
+    "compare",
+    "summarise",
+    "invent",
+    "plan",
+    "praise",
+    "translate",
+)
+NOUNS = ("harbours", "beetles", "engines", "clouds", "violins", "bridges", "glaciers", "planets", "letters", "forests")
+
+
+class Killed(Exception):
+    """What the process dies of in these tests."""
+
+
+class Brain(Fake):
+    """Answers every shipped prompt as a model would, right and wrong, by its key alone: each draw has its own reply.
+
+    `till` is the till of all models of a run: how many replies were sold, and after how many the run is killed.
+    """
+
+    def __init__(self, name: str, till: dict | None = None):
+        super().__init__(str, name, can=("chat", "logits", "weights"), concurrency=4)
+        self.till = till or {"sold": 0, "dies_after": None}
+
+    async def reply(self, request, key):
+        if self.till["sold"] == self.till["dies_after"]:
+            raise Killed
+        self.till["sold"] += 1
+        return Reply(answer(request.messages[-1]["content"], random.Random(key)), served_model=self.name)
+
+
+def answer(asked: str, chance: random.Random) -> str:
+    """What `Brain` says to a prompt."""
+    if "sorts inputs into classes" in asked:
+        return f"<output>{chance.choice(['yes', 'no'])}</output><input>{task(chance)}</input>"
+    if "one example of this task" in asked:
+        return f"<input>{chance.choice(['', task(chance)])}</input><output>{task(chance)}</output>"
+    if "eight more tasks" in asked:
+        return "\n".join(f"{i}. {task(chance)}" for i in range(1, 9))
+    if "twenty more" in asked:
+        return json.dumps([{"prompt": task(chance), "input": "", "output": task(chance)} for _ in range(20)])
+    if "choose one label" in asked:
+        return chance.choice(["classification", "open"])
+    if "equal or different" in asked:
+        return chance.choice(["different", "different", "equal"])
+    if "hash signs" in asked and (sum_ := re.search(r"(\d+) plus (\d+)", asked)):
+        return worked(int(sum_[1]), int(sum_[2]), chance, told="right answer is" in asked)
+    if "Here is a task" in asked:
+        return f"{asked.split(chr(10))[2]} Mention {chance.choice(NOUNS)} {chance.randrange(99)}."
+    return chance.choice([f"Here you are: {task(chance)}", f"Of course: {task(chance)}", "Sorry, I cannot."])
+
+
+def task(chance: random.Random) -> str:
+    words = [chance.choice(VERBS), *chance.sample(NOUNS, 3), str(chance.randrange(1000)), chance.choice(NOUNS)]
+    return " ".join(words).capitalize()
+
+
+def worked(a: int, b: int, chance: random.Random, told: bool) -> str:
+    """A solution: mostly right, by one of two ways; else a slip, or no answer at all."""
+    luck = 0.0 if told else chance.random()
+    if luck > 0.9:
+        return "Let me think about that."
+    said, total = chance.choice([f"{a} + {b}", f"{b} + {a}"]), a + b if luck < 0.6 else a + b + 1
+    return f"{said} = {a + b}.\n#### {total}"
+
+
+SUMS = [{"prompt": f"What is {a} plus {a + 3}?", "answer": str(2 * a + 3)} for a in range(8)]
+TASKS = [{"prompt": task(random.Random(i)), "output": "Done."} for i in range(8)]
+ARGUMENTS = {
+    "label": {"n": 2, "temperature": 0.7},
+    "symbolic-cot-distillation": {"n": 3},
+    "rft": {"k": 5},
+    "lmsi": {"k": 5},
+    "star": {"rounds": 2},
+    "self-instruct": {"target": 20, "batch": 2},
+    "alpaca": {"target": 50, "batch": 1},
+    "evol-instruct": {"rounds": 2},
+}
+
+
+def arguments(name: str, brain: Brain) -> dict:
+    """What a recipe needs: 8 rows of its kind, the brain as every model, and small numbers."""
+    given = dict(ARGUMENTS.get(name, {}))
+    for parameter in inspect.signature(RECIPES[name].fn).parameters:
+        if parameter in ("teacher", "student"):
+            given[parameter] = brain
+        elif parameter in ("prompts", "problems", "seeds"):
+            given[parameter] = lb.Table.from_rows(TASKS if parameter == "seeds" else SUMS)
+    return given
+
+
+@pytest.fixture(autouse=True)
+def taught(monkeypatch):
+    """A training that takes no time: its model is a Brain whose name holds all that the training depends on."""
+    seen = []
+
+    def train(student, rows, objective=lb.SFT, **hparams):
+        assert len(rows), "nothing to train on"
+        terms = [fingerprint(objective.rows)] if getattr(objective, "rows", None) is not None else []
+        seen.append({"rows": rows, "objective": objective, **hparams})
+        return Brain("trained " + fingerprint([student.digest, rows.digest, *terms, hparams]), student.till)
+
+    for module in ("rationale", "expand", "selftaught", "objectives"):
+        monkeypatch.setattr(f"limbeck.recipes.{module}.train", train)
+    return seen
+
+
+def carried_out(name: str, directory: Path, dies_after: int | None = None) -> tuple[str, int]:
+    """Runs a recipe; gives its result's digest and the calls that were bought."""
+    brain = Brain("brain", {"sold": 0, "dies_after": dies_after})
+    with lb.Run(directory, progress=False) as run:
+        before = run.ledger.spent()["calls"]
+        result = RECIPES[name].fn(**arguments(name, brain))
+        return result.digest, int(run.ledger.spent()["calls"] - before)
+
+
+def bought(directory: Path) -> int:
+    with lb.Run(directory, progress=False) as run:
+        return int(run.ledger.spent()["calls"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_and_run_again_it_buys_nothing(name, tmp_path):
+    first, calls = carried_out(name, tmp_path)
+    assert calls > 0
+    assert carried_out(name, tmp_path) == (first, 0)
+    shutil.rmtree(tmp_path / "stages")
+    assert carried_out(name, tmp_path) == (first, 0), "without its stages, from the ledger alone"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_killed_anywhere_ends_the_same_and_buys_nothing_twice(name, tmp_path):
+    whole, calls = carried_out(name, tmp_path / "whole")
+    for point in sorted({0, 1, calls // 3, 2 * calls // 3, calls - 1}):
+        directory = tmp_path / str(point)
+        with pytest.raises(Killed):
+            carried_out(name, directory, dies_after=point)
+        assert carried_out(name, directory)[0] == whole
+        assert bought(directory) == calls
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_card_is_whole(name):
+    card = RECIPES[name]
+    assert card.paper and card.title and card.elicits and card.objective and card.departs
+    assert inspect.getdoc(inspect.unwrap(card.fn))
+    assert len(inspect.getsource(inspect.unwrap(card.fn)).split("\ndef ")[-1].splitlines()) <= 25
+
+
+def rows_of(name: str, directory: Path, **more) -> list[dict]:
+    with lb.Run(directory, progress=False):
+        given = arguments(name, Brain("brain")) | {"student": None} | more
+        return list(RECIPES[name].fn(**given))
+
+
+def test_label_replaces_no_prompt_and_keeps_every_draw(tmp_path):
+    rows = rows_of("label", tmp_path, n=3)
+    assert len(rows) == 24 and {row["prompt"] for row in rows} == {row["prompt"] for row in SUMS}
+
+
+def test_distilling_step_by_step_makes_two_tasks_of_each_solution(tmp_path, taught):
+    rows = rows_of("distilling-step-by-step", tmp_path)
+    labels = [row for row in rows if row["prompt"].startswith("[label] ")]
+    reasons = [row for row in rows if row["prompt"].startswith("[rationale] ")]
+    assert len(labels) == len(reasons) == len(rows) / 2 > 0
+    assert all(row["response"] == row["label"] for row in labels)
+    assert all(" + " in row["response"] and "####" not in row["response"] for row in reasons)
+    carried_out("distilling-step-by-step", tmp_path)
+    (training,) = taught
+    first, second = training["objective"].terms
+    assert first.rows is None and second.weight == 1.0
+    assert [len(training["rows"]), len(second.rows)] == [len(labels), len(reasons)]
+
+
+def test_rft_keeps_one_right_solution_for_each_way(tmp_path):
+    rows = rows_of("rft", tmp_path, k=20)
+    ways = {(row["prompt"], row["response"]) for row in rows}
+    assert 8 < len(ways) == len(rows) <= 16
+    assert all(row["response"].endswith(f"#### {row['answer']}") for row in rows)
+    human = lb.Table.from_rows([{"prompt": "p", "response": "r"}])
+    more = rows_of("rft", tmp_path, k=20, solved=human)
+    assert more == [{"prompt": "p", "response": "r"}, *rows]
+
+
+def test_lmsi_keeps_the_majority_and_never_looks_at_the_answers(tmp_path):
+    blind = [{"prompt": row["prompt"]} for row in SUMS]
+    with lb.Run(tmp_path, progress=False):
+        rows = list(RECIPES["lmsi"].fn(lb.Table.from_rows(blind), Brain("brain"), k=25))
+    gold = {row["prompt"]: row["answer"] for row in SUMS}
+    direct = [row for row in rows if row["response"].startswith("####")]
+    steps = [row for row in rows if row["prompt"].endswith("step by step.")]
+    assert len(direct) == len(steps) == len(rows) / 2 > 60
+    assert all(row["response"] == f"#### {gold[row['prompt']]}" for row in direct)
+    assert all("+" in row["response"] for row in steps)
+
+
+def test_star_trains_from_the_base_on_right_and_told_solutions(tmp_path, taught):
+    carried_out("star", tmp_path)
+    assert [training["max_steps"] for training in taught] == [40, 48]
+    for training in taught:
+        rows = list(training["rows"])
+        assert {row["prompt"] for row in rows} == {row["prompt"] for row in SUMS}, "none is left out: a hint helps"
+        assert all(row["response"].endswith(f"#### {row['answer']}") and "hint" not in row for row in rows)
+
+
+def test_self_instruct_grows_to_its_target_without_near_duplicates(tmp_path):
+    rows = rows_of("self-instruct", tmp_path)
+    assert 20 <= len(rows) <= 28 and sum(row["output"] == "Done." for row in rows) == 8
+    assert all(row["response"] == row["output"] != row.get("input") for row in rows)
+    assert any(row["input"] and row["prompt"].endswith(row["input"]) for row in rows if row.get("input"))
+    assert {row.get("kind") for row in rows} == {None, "classification", "open"}
+
+
+def test_self_instruct_that_dries_up_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.task", lambda chance: "Write about some harbours")
+    with pytest.raises(LimbeckError, match="nothing new in 20 rounds: 1 of 20 new tasks"):
+        rows_of("self-instruct", tmp_path)
+
+
+def test_alpaca_takes_whole_tasks(tmp_path):
+    rows = rows_of("alpaca", tmp_path)
+    assert len(rows) == 58 and all("kind" not in row and row["response"] for row in rows)
+
+
+def test_evol_instruct_keeps_the_first_tasks_and_drops_what_gained_nothing(tmp_path):
+    rows = rows_of("evol-instruct", tmp_path, rounds=4)
+    first, grown = rows[:8], rows[8:]
+    assert [row["prompt"] for row in first] == [row["prompt"] for row in SUMS]
+    assert 8 <= len(grown) < 32
+    for row in grown:
+        assert row["how"].startswith("evol/") and "gain" not in row and "sorry" not in row["response"].lower()
+        assert row["prompt"] != row["parent"]
+    assert max(row["prompt"].count("Mention") for row in grown) > 1, "a round goes on from the one before"
+    told = lb.Table.from_rows([row | {"response": "as people say"} for row in SUMS])
+    rows = rows_of("evol-instruct", tmp_path, rounds=1, prompts=told)
+    assert [row["response"] for row in rows[:8]] == ["as people say"] * 8
+    assert "as people say" not in {row["response"] for row in rows[8:]}
+
+
+@pytest.mark.parametrize(("name", "shares", "beta"), [("gkd", (0.5, 0.5), 0.5), ("supervised-kd", (1.0, 0.0), 0.0)])
+def test_gkd_says_who_writes_and_how_far_it_is_drawn(name, shares, beta, tmp_path, taught):
+    carried_out(name, tmp_path)
+    (training,) = taught
+    objective = training["objective"]
+    assert (objective.text.data, objective.text.student) == shares
+    assert objective.loss == lb.jsd(beta) and objective.teacher.name == "brain"
+    assert "response" in training["rows"].columns
+
+
+def test_gkd_on_its_own_text_alone_asks_the_teacher_nothing(tmp_path, taught):
+    with lb.Run(tmp_path, progress=False):
+        brain = Brain("brain")
+        RECIPES["gkd"].fn(lb.Table.from_rows(SUMS), brain, brain, on_policy=1.0)
+        assert brain.till["sold"] == 0 and "response" not in taught[0]["rows"].columns
