@@ -183,11 +183,11 @@ class Ledger:
     def call(self, key: str) -> dict[str, Any] | None:
         """Everything held about one call, its request included."""
         sql = """select c.key, c.model, r.body, c.reply, c.refused, c.served, c.prompt_tokens, c.completion_tokens,
-                 c.cost, c.seconds, c.at, c.draw, c.occurrence from call c left join request r using (words)
+                 c.cost, c.seconds, c.at, c.draw, c.occurrence, c.row from call c left join request r using (words)
                  where c.key = ?"""
         for values in self._all(sql, (key,)):
-            names = "key model request reply refused served prompt_tokens completion_tokens cost seconds at draw occurrence"
-            found = dict(zip(names.split(), values, strict=True))
+            names = "key model request reply refused served prompt_tokens completion_tokens cost seconds at draw"
+            found = dict(zip([*names.split(), "occurrence", "row"], values, strict=True))
             found |= {n: json.loads(found[n]) for n in ("request", "reply") if found[n]}
             return found
         return None

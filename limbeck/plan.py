@@ -34,7 +34,8 @@ class Plan:
         """Whether `rows` are, or come from, stand-ins for what was not bought."""
         return False
 
-    def as_is(self, rows: Table, decides: str | None = None) -> Table:
+    def as_is(self, rows: Table, decides: str | None = None, **columns: Any) -> Table:
+        """What a step that cannot run on stand-ins gives instead: all its rows, with the columns that it would add."""
         return rows
 
     def train(self, student: Any) -> Any:
@@ -75,10 +76,13 @@ class DryRun(Plan):
     def holds(self, rows: Table) -> bool:
         return isinstance(rows, StandIn) or any(self.holds(p) for p in rows.parents)
 
-    def as_is(self, rows: Table, decides: str | None = None) -> Table:
+    def as_is(self, rows: Table, decides: str | None = None, **columns: Any) -> Table:
         if decides:
             self.unbounded = self.unbounded or f"the step {decides!r} decides by the replies"
-        return rows
+        if not columns:
+            return rows
+        named = list(dict.fromkeys([*rows.columns, *columns]))
+        return StandIn("stand-in", (rows,), lambda: (row | columns for row in rows.tracked()), named)
 
     def train(self, student: Any) -> Any:
         return student
@@ -168,21 +172,21 @@ class Pilot(Plan):
     def estimate(self, ledger: Any, rows: int, of: int) -> dict[str, Any]:
         """What `of` rows will take if they are like the first `rows`: {calls, tokens, money: (mean, low, high)}.
 
-        The 95 % interval takes an ask's number of calls as Poisson unless it is a whole multiple of the rows, and each
-        call's size as drawn: rather too wide than too narrow. Money is None where no price is known.
+        The 95 % interval is over the rows of each ask, whose draws belong together; how many rows an ask gets counts as
+        Poisson unless it is a whole multiple of `rows`: rather too wide than too narrow. Money is None without a price.
         """
         scale = of / max(rows, 1)
         totals = {unit: [0.0, 0.0] for unit in ("calls", "tokens", "money")}
         priced = True
         for keys in self.keys.values():
-            calls = [c for k in keys if (c := ledger.call(k)) is not None]
-            priced = priced and all(c["cost"] is not None for c in calls)
-            sizes = {
-                "calls": [1.0 for _ in calls],
-                "tokens": [float(c["prompt_tokens"] + c["completion_tokens"]) for c in calls],
-                "money": [c["cost"] or 0.0 for c in calls],
-            }
-            for unit, drawn in sizes.items():
+            by_row: dict[str, list[float]] = {}
+            for call in filter(None, map(ledger.call, keys)):
+                priced = priced and call["cost"] is not None
+                sizes = (1.0, call["prompt_tokens"] + call["completion_tokens"], call["cost"] or 0.0)
+                sums = by_row.setdefault(call["row"], [0.0, 0.0, 0.0])
+                by_row[call["row"]] = [a + b for a, b in zip(sums, sizes, strict=True)]
+            for at, unit in enumerate(totals):
+                drawn = [sums[at] for sums in by_row.values()]
                 centre = sum(drawn) / len(drawn) if drawn and len(drawn) % max(rows, 1) == 0 else 0.0
                 totals[unit][0] += sum(drawn)
                 totals[unit][1] += sum((x - centre) ** 2 for x in drawn)

@@ -25,7 +25,7 @@ from typing import Any
 
 from limbeck import parse
 from limbeck.errors import LimbeckError
-from limbeck.fingerprint import digest
+from limbeck.fingerprint import digest, fingerprint
 
 PROMPTS = Path(__file__).parent / "prompts"
 SLOT = re.compile(r"(\{+)([^\W\d]\w*)(\}+)")
@@ -48,7 +48,10 @@ class Prompt:
     @functools.cached_property
     def digest(self) -> str:
         """Names what the prompt says and how its reply is read, whatever it is called and wherever it lies."""
-        parser = json.dumps([self.parser.name, self.parser.args]) if isinstance(self.parser, parse.Parser) else ""
+        if isinstance(self.parser, parse.Parser):  # by name, so that a prompt keeps its digest when parsers are mended
+            parser = json.dumps([self.parser.name, self.parser.args])
+        else:
+            parser = fingerprint(self.parser, f"the parser of prompt {self.name}")
         return digest(self.text, json.dumps([self.system, self.output]), parser)
 
     def render(self, row: Mapping[str, Any]) -> str | list[dict[str, str]]:

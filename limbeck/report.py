@@ -187,22 +187,30 @@ def _funnel(stages: list[dict]) -> str:
 
 
 def _curves(directory: Path) -> str:
-    """The loss of every training below the run directory."""
-    logs = sorted([*directory.glob("models/*/log.jsonl"), *directory.glob("*/models/*/log.jsonl")])
+    """The loss of each training that this run, or a worker's run below it, last used; unfinished ones too."""
     figures = []
-    for log in logs:
-        lines = [p for p in map(_parsed, log.read_text().splitlines()) if p]
-        meta = _json(log.parent / "meta.json")
-        name = str(meta.get("name") or log.parent.name)
-        if log.parts[-4] != directory.name and log.parents[2] != directory:
-            name = log.parents[2].name
-        svg = _svg([(p["step"], p["loss"]) for p in lines if "loss" in p], [(p["step"], p["eval_loss"]) for p in lines if "eval_loss" in p])
-        if svg:
-            seconds = meta.get("train_seconds") or (lines[-1].get("seconds") if lines else None)
-            told = f"{escape(name)}: loss {lines[-1].get('loss', float('nan')):.4g} after {lines[-1]['step']:,} steps"
-            told += f", {_duration(seconds)}" if seconds else ""
-            figures.append(f"<figure>{svg}<figcaption>{told}</figcaption></figure>")
+    for home in (directory, *sorted(p.parent for p in directory.glob("*/events.jsonl"))):
+        for folder in _trained(home):
+            log = folder / "log.jsonl"
+            lines = [p for p in map(_parsed, log.read_text().splitlines() if log.exists() else ()) if p]
+            losses, held_out = ([(p["step"], p[k]) for p in lines if k in p] for k in ("loss", "eval_loss"))
+            if svg := _svg(losses, held_out):
+                meta = _json(folder / "meta.json")
+                name = home.name if home != directory else str(meta.get("name") or folder.name)
+                told = f"{escape(name)}: loss {losses[-1][1]:.4g} after {losses[-1][0]:,} steps"
+                told += f", {_duration(meta.get('train_seconds') or lines[-1]['seconds'])}"
+                figures.append(f"<figure>{svg}<figcaption>{told}</figcaption></figure>")
     return f'<h2>Training</h2><div class="curves">{"".join(figures)}</div>' if figures else ""
+
+
+def _trained(home: Path) -> list[Path]:
+    used: dict[Path, None] = {}
+    for event in result.events(home):
+        if event["event"] == "open":
+            used = {}
+        elif event["event"] == "train":
+            used.setdefault(home / event["path"])
+    return [*used, *sorted(home.glob("models/*.part"))]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

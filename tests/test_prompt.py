@@ -152,6 +152,18 @@ def test_the_digest_follows_what_is_said_and_read_and_nothing_else():
     assert len({first.digest, *(read("p", f).digest for f in changed)}) == 5
 
 
+def first_word(text):
+    return text.split()[0]
+
+
+def last_word(text):
+    return text.split()[-1]
+
+
+def test_the_digest_follows_a_parser_of_ones_own():
+    assert Prompt("p", "x", (), parser=first_word).digest != Prompt("p", "x", (), parser=last_word).digest
+
+
 def test_windows_line_ends_are_read():
     assert read("p", (HEAD + "a\n{prompt}").replace("\n", "\r\n")).text == "a\n{prompt}"
 

@@ -178,7 +178,7 @@ def evol_instruct(
     max_tokens: int | None = None,
     **training: Any,
 ) -> Table | Model:
-    """Rewrites tasks to be harder or rarer, round after round, and answers what survives; the first ones are kept too."""
+    """Rewrites tasks to be harder or rarer, round after round; answers what survives, and keeps the first ones too."""
     writing: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     first = prompts if "response" in prompts.columns else ask(prompts, teacher, "answer", **writing)
     pool, answered = prompts, [first]

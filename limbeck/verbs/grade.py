@@ -11,7 +11,7 @@ from ..fingerprint import data_half, digest
 from ..judges import Judge
 from ..op import Dropped, Made, group_stage, row_stage
 from ..parse import Reject
-from ..table import Row, Stage, Table
+from ..table import Row, Table
 from .ask import ask
 from .shape import _key, dry_plan
 
@@ -22,11 +22,12 @@ def score(rows: Table, judge: Judge, into: str = "score") -> Table:
     if judge.together is not None:
         return _together(rows, judge, into, settings)
     asked = ask(rows, judge.who, judge.prompt, into="_vote", **settings)
-    if not isinstance(asked, Stage):  # a dry run's stand-in
-        return asked
+    if (plan := dry_plan(asked)) is not None:
+        return plan.as_is(rows, **{into: 0.0})
+    votes_at: Any = asked
 
     def made(it: Iterator[tuple[int, Row]]) -> Iterator[Made]:
-        stored = store.read(asked.path / "rows.parquet", ["_parent", "_vote", "_call"])
+        stored = store.read(votes_at.path / "rows.parquet", ["_parent", "_vote", "_call"])
         by_row = itertools.groupby(stored, key=lambda vote: vote["_parent"])
         at, votes = next(by_row, (None, iter(())))
         for index, row in it:
@@ -61,7 +62,7 @@ def _together(rows: Table, judge: Judge, into: str, settings: dict[str, Any]) ->
     lists = group_stage("together", rows, [by], "responses", listed, code=data_half())
     asked = ask(lists, judge.who, judge.prompt, into="_votes", **settings)
     if (plan := dry_plan(asked)) is not None:
-        return plan.as_is(rows)
+        return plan.as_is(rows, **{into: 0.0})
 
     def made(it: Iterator[tuple[int, Row]]) -> Iterator[Made]:
         votes: dict[bytes, list[list[float]]] = {}
@@ -123,7 +124,7 @@ def pair(
     columns = [by] if isinstance(by, str) else list(by)
     rows.need("pair", on, "response")
     if (plan := dry_plan(rows)) is not None:
-        return plan.as_is(rows)
+        return plan.as_is(rows, chosen="", rejected="")
 
     def paired(members: list[Row]) -> Iterator[Row | Dropped]:
         ranked = sorted((m for m in members if _number(m.get(on)) is not None), key=lambda m: -m[on])
