@@ -18,8 +18,8 @@ _HOME = {
         ("Column", "ask", "assign", "concat", "cross", "dedup", "draw", "fields", "keep", "mean", "minus", "mix", "pair",
          "pick", "score", "shots", "where"), "verbs",
     ),
-    **dict.fromkeys(("train", "Objective", "Text", "SFT", "forward_kl", "reverse_kl", "jsd"), "train"),
-    "Loss": "losses",
+    **dict.fromkeys(("train", "Objective", "Text"), "train"),
+    **dict.fromkeys(("Loss", "SFT", "forward_kl", "reverse_kl", "jsd"), "losses"),
     **dict.fromkeys(("Task", "Verdict", "Report", "evaluate"), "evals"),
     **dict.fromkeys(("recipe", "variant"), "recipe"),
 }  # fmt: skip
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .errors import BudgetError, Incomplete, LimbeckError
     from .evals import Report, Task, Verdict, evaluate
     from .judges import Judge
-    from .losses import Loss
+    from .losses import SFT, Loss, forward_kl, jsd, reverse_kl
     from .models.base import Model, Reply, Request
     from .op import Dropped, op
     from .parse import Many, Reject
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .recipe import recipe, variant
     from .run import Run
     from .table import Table
-    from .train import SFT, Objective, Text, forward_kl, jsd, reverse_kl, train
+    from .train import Objective, Text, train
     from .verbs import (
         Column, ask, assign, concat, cross, dedup, draw, fields, keep, mean, minus, mix, pair, pick, score, shots, where,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from . import models
 from .errors import LimbeckError
 from .models.base import Model
 from .table import Table
+from .train.hparams import Hparams
 
 TABLE_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 _KINDS = {
@@ -91,6 +92,8 @@ def bind(fn: Callable, given: Mapping[str, Any], who: str) -> dict[str, Any]:
     for name, value in plain.items():
         annotation = int if name == "seed" else annotations.get(name, _NOT_GIVEN)
         bound[name] = _bound(f"{who}: {name}", annotation, value, options.pop(name, {}))
+    if _rest(parameters) == "training":  # a wrong setting stops here, before anything is bought
+        Hparams.of({k: v for k, v in bound.items() if k not in parameters})
     for name in options:
         raise LimbeckError(f"{who}: {name}.{next(iter(options[name]))} is an option of {name}, which is not given.")
     for name, parameter in parameters.items():
@@ -158,11 +161,19 @@ def _annotations(fn: Callable) -> dict[str, Any]:
         return {k: v for k, v in raw.items() if not isinstance(v, str)}
 
 
+def _rest(parameters: Mapping[str, inspect.Parameter]) -> str | None:
+    """The name of the parameter that takes all other keywords; `training` means the settings of train."""
+    return next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+
+
 def _known(name: str, parameters: Mapping[str, inspect.Parameter], who: str) -> None:
-    if name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    rest = _rest(parameters)
+    names = [p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    settings = [f.name for f in dataclasses.fields(Hparams)] if rest == "training" else []
+    if name in names or name in settings or (rest and rest != "training"):
         return
-    near = get_close_matches(name, parameters, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(parameters)}."
+    near = get_close_matches(name, [*names, *settings], 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(names)}{' and settings of train' if rest else ''}."
     raise LimbeckError(f"{who} takes no {name!r}; {hint}")
 
 

@@ -55,7 +55,7 @@ class Run:
         self.progress = sys.stderr.isatty() if progress is None else progress
         self.plan: Any = None  # of plan.py: what asks do instead of buying, in a dry run, a pilot or a salvage
         self.search: list[Path] = []  # folders in which a user's own prompts lie
-        self.models: dict[str, Any] = {}  # used so far, by digest: closed with the run
+        self.models: dict[int, Any] = {}  # asked so far: closed with the run
 
     def __enter__(self) -> "Run":
         self.dir.mkdir(parents=True, exist_ok=True)

@@ -109,6 +109,28 @@ def test_the_nearest_file_is_named(rows):
         bind(typed, {"prompts": rows.replace("rows.jsonl", "row.jsonl"), "teacher": "fake/echo"}, "typed")
 
 
+def trains(prompts: Table, *, n: int = 1, **training):
+    return prompts
+
+
+def anything(prompts: Table, **rest):
+    return prompts
+
+
+def test_settings_of_train_are_checked_before_anything_runs(rows):
+    bound = bind(trains, {"prompts": rows, "max_steps": "20", "learning_rate": "1e-3"}, "trains")
+    assert (bound["max_steps"], bound["learning_rate"]) == (20, 0.001)
+    for given_, words in [
+        ({"promts": rows}, "did you mean 'prompts'"),
+        ({"max_step": "2"}, "did you mean 'max_steps'"),
+        ({"nonsense": "2"}, "settings of train"),
+        ({"prompts": rows, "max_steps": "few"}, "max_steps as a whole number"),
+    ]:
+        with pytest.raises(LimbeckError, match=words):
+            bind(trains, given_, "trains")
+    assert bind(anything, {"prompts": rows, "nonsense": "2"}, "anything")["nonsense"] == 2
+
+
 def test_seed_is_always_an_int(rows):
     assert bind(bare, {"rows": rows, "teacher": "t", "seed": "7"}, "bare")["seed"] == 7
     with pytest.raises(LimbeckError, match="whole number"):

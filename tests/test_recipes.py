@@ -85,8 +85,8 @@ def worked(a: int, b: int, chance: random.Random, told: bool) -> str:
     luck = 0.0 if told else chance.random()
     if luck > 0.9:
         return "Let me think about that."
-    said, total = chance.choice([f"{a} + {b}", f"{b} + {a}"]), a + b if luck < 0.6 else a + b + 1
-    return f"{said} = {a + b}.\n#### {total}"
+    said, total = chance.choice([f"{a} + {b}", f"{b} + {a}"]), a + b if luck < 0.7 else a + b + 1
+    return f"{said} = {a + b + (luck > 0.6)}.\n#### {total}"
 
 
 SUMS = [{"prompt": f"What is {a} plus {a + 3}?", "answer": str(2 * a + 3)} for a in range(8)]
@@ -122,7 +122,7 @@ def taught(monkeypatch):
     def train(student, rows, objective=lb.SFT, **hparams):
         assert len(rows), "nothing to train on"
         terms = [fingerprint(objective.rows)] if getattr(objective, "rows", None) is not None else []
-        seen.append({"rows": rows, "objective": objective, **hparams})
+        seen.append({"student": student.name, "rows": rows, "objective": objective, **hparams})
         return Brain("trained " + fingerprint([student.digest, rows.digest, *terms, hparams]), student.till)
 
     for module in ("rationale", "expand", "selftaught", "objectives"):
@@ -201,7 +201,7 @@ def test_rft_keeps_one_right_solution_for_each_way(tmp_path):
     rows = rows_of("rft", tmp_path, k=20)
     ways = {(row["prompt"], row["response"]) for row in rows}
     assert 8 < len(ways) == len(rows) <= 16
-    assert all(row["response"].endswith(f"#### {row['answer']}") for row in rows)
+    assert all(row["response"].endswith(f" = {row['answer']}.\n#### {row['answer']}") for row in rows)
     human = lb.Table.from_rows([{"prompt": "p", "response": "r"}])
     more = rows_of("rft", tmp_path, k=20, solved=human)
     assert more == [{"prompt": "p", "response": "r"}, *rows]
@@ -222,6 +222,7 @@ def test_lmsi_keeps_the_majority_and_never_looks_at_the_answers(tmp_path):
 def test_star_trains_from_the_base_on_right_and_told_solutions(tmp_path, taught):
     carried_out("star", tmp_path)
     assert [training["max_steps"] for training in taught] == [40, 48]
+    assert [training["student"] for training in taught] == ["brain", "brain"], "never from the last round's model"
     for training in taught:
         rows = list(training["rows"])
         assert {row["prompt"] for row in rows} == {row["prompt"] for row in SUMS}, "none is left out: a hint helps"

@@ -58,6 +58,8 @@ def show(name: str) -> None:
     for entry in schema(one.fn):
         default = "required" if entry["required"] else f"default {entry['default']}"
         print(f"  {entry['name']}: {entry['kind']}, {default}")
+    if "training" in inspect.signature(one.fn).parameters:
+        print("  and settings of train, named as in transformers.TrainingArguments: max_steps, learning_rate, …")
     fn = inspect.unwrap(one.fn)
     source = inspect.getsource(getattr(fn, "func", fn))
     print(f"\nsource ({one.source})\n{source.rstrip()}")

@@ -67,7 +67,7 @@ def ask(
     asking.check(run)
     site = run.site("ask")
     for model in asking.models:
-        run.models[model.digest] = model
+        run.models[id(model)] = model
     return asking.stage(run, site) if run.plan is None else run.plan.ask(asking, run, site)
 
 
