@@ -56,7 +56,8 @@ def shaped(table: Table, limit: int | None, rename: Mapping[str, str]) -> Table:
             raise LimbeckError(f"--rename {old}={new}: the rows already have a column {new!r}; rename that one first.")
     if not present and (limit is None or limit >= len(table)):
         return table
-    return Table.from_rows({present.get(k, k): v for k, v in row.items()} for row in islice(table, limit))
+    rows = ({present.get(k, k): v for k, v in row.items()} for row in islice(table, limit))
+    return Table.from_rows(rows, name=table.name.rpartition("-")[0] or "rows")
 
 
 def pairs(words: list[str]) -> dict[str, str]:

@@ -36,7 +36,7 @@ TOLD = {
 # Two processes on two cores: threads would be in each other's way; and the workers' bars in that of the tour's.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 MOST_TOKENS = 80  # of an answer: an untrained student does not know where to stop
-OWN_DATA = "limbeck run rft prompts=questions.jsonl teacher=openai/NAME teacher.base_url=http://HOST:PORT/v1 --dry-run"
+OWN_DATA = "limbeck run label prompts=questions.jsonl teacher=openai/NAME teacher.base_url=http://HOST:PORT/v1 --dry-run"
 
 
 # -- the four steps
@@ -58,8 +58,7 @@ def curate(answers: Table) -> Table:
 
 def teach(name: str, lessons: Table, seed: int) -> Model:
     """Trains a fresh student; all of them for equally many steps."""
-    from . import SFT, Objective, fields, train
-    from .losses import forward_kl
+    from . import SFT, Objective, fields, forward_kl, train
 
     student = models.get("tiny/student", seed=seed)
     settings = {

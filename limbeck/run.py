@@ -112,11 +112,13 @@ class Run:
         return Progress(label, total, shown=self.progress, note=note)
 
     def _remember_arguments(self) -> bool:
-        """Whether the command's arguments are those of the last time (without arguments, nothing is told apart)."""
+        """Whether the command ran here with these arguments before (without arguments, nothing is told apart)."""
         if self.arguments is None:
             return False
-        path = self.dir / "arguments.json"
-        text = json.dumps(self.arguments, sort_keys=True, default=str)
-        same = path.exists() and path.read_text() == text
-        path.write_text(text)
-        return same
+        path = self.dir / "arguments.jsonl"
+        line = json.dumps(self.arguments, sort_keys=True, default=str)
+        if path.exists() and line in path.read_text(encoding="utf-8").splitlines():
+            return True
+        with path.open("a", encoding="utf-8") as out:
+            out.write(line + "\n")
+        return False

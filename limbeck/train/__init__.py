@@ -14,6 +14,7 @@ from ..losses import SFT, Loss
 from ..models import base, get, trained
 from ..run import current
 from ..table import Table
+from . import checkpoint
 from . import hparams as hparams_module
 from . import objective as objectives
 from .hparams import Hparams
@@ -51,6 +52,8 @@ def train(
     name = f"{student.name}+{whole.name}"
     if reused := (path / "meta.json").exists():
         meta = json.loads((path / "meta.json").read_text())
+        if (left := checkpoint.part(path)).exists():
+            checkpoint.remove(left)  # a kill came between the last rename and the tidying up
     else:
         from .work import work
 

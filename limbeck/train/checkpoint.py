@@ -14,6 +14,11 @@ from ..store import sync
 MARK = "complete.json"
 
 
+def part(path: Path) -> Path:
+    """Where the model `path` is made."""
+    return path.with_name(path.name + ".part")
+
+
 def mark(checkpoint: Path) -> None:
     """Makes a checkpoint count, durably, and removes those before it."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]

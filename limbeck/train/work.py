@@ -45,7 +45,7 @@ def work(
         if term.teacher is not None:
             check_vocabularies(term.loss.name, term.teacher, student)
             teachers[term.teacher.digest] = term.teacher
-    part = path.with_name(path.name + ".part")
+    part = checkpoint.part(path)
     part.mkdir(parents=True, exist_ok=True)
     with quiet():
         model = student.weights(trainable=True)

@@ -218,7 +218,8 @@ class _Asking:
             return
         self._stop_if_changed(run, marks, lacking, site)
         first = next(self.jobs(marks, site))
-        run.budget.worst(first.model, first.request)  # a cap on what has no bound is an error before the first call
+        for model in self.models:
+            run.budget.worst(model, first.request)  # a cap on what has no bound is an error before the first call
         with run.bar(self.label, lacking, f"{', '.join(names)[:40]}") as bar:
             buying = Buying(run.ledger, run.budget, bar)
             widths: dict[str, int] = {}

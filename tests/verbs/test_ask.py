@@ -219,6 +219,8 @@ def test_an_edited_prompt_stops_before_it_buys_again(tmp_path, brain):
     assert brain.calls == 8
     go("Kindly: {prompt}", arguments={"n": 2})  # a changed argument may buy
     assert brain.calls == 12
+    with pytest.raises(lb.errors.ChangedError):
+        go("Now: {prompt}", arguments={"n": 1})  # these arguments ran before
 
 
 def test_more_rows_under_the_same_arguments_do_not_count_as_a_change(tmp_path, brain):
