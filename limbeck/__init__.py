@@ -20,7 +20,7 @@ _HOME = {
     ),
     **dict.fromkeys(("train", "Objective", "Text"), "train"),
     **dict.fromkeys(("Loss", "SFT", "forward_kl", "reverse_kl", "jsd"), "losses"),
-    **dict.fromkeys(("Task", "Verdict", "Report", "evaluate"), "evals"),
+    **dict.fromkeys(("Task", "Verdict", "Report", "evaluate", "compare", "exact_answer"), "evals"),
     **dict.fromkeys(("recipe", "variant"), "recipe"),
 }  # fmt: skip
 _MODULES = ("checks", "errors", "losses", "models", "parse", "recipes")
@@ -30,7 +30,7 @@ __all__ = [*_HOME, *_MODULES]
 if TYPE_CHECKING:
     from . import checks, errors, losses, models, parse, recipes
     from .errors import BudgetError, Incomplete, LimbeckError
-    from .evals import Report, Task, Verdict, evaluate
+    from .evals import Report, Task, Verdict, compare, evaluate, exact_answer
     from .judges import Judge
     from .losses import SFT, Loss, forward_kl, jsd, reverse_kl
     from .models.base import Model, Reply, Request
@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from .run import Run
     from .table import Table
     from .train import Objective, Text, train
-    from .verbs import (
-        Column, ask, assign, concat, cross, dedup, draw, fields, keep, mean, minus, mix, pair, pick, score, shots, where,
-    )  # fmt: skip
+    from .verbs.ask import ask
+    from .verbs.grade import mean, pair, score
+    from .verbs.shape import Column, assign, concat, cross, draw, fields, minus, shots, where
+    from .verbs.sift import dedup, keep, mix, pick
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,6 @@ from .models.tiny import QUICKSTART, problems
 from .run import Run
 from .table import Table
 
-QUICKSTART = {'eval_problems':300,'lr':2e-3,'warmup':40,'schedule':'cosine'} | QUICKSTART | {'problems': 2000, 'steps': 150}
 STUDENTS = ("kl", "sft", "answers-only")  # the longest training first
 NAMES = ("untrained", "answers-only", "sft", "kl", "teacher")
 TOLD = {
@@ -133,7 +132,7 @@ def main(out: Path, seed: int = 0, as_json: bool = False) -> None:
             for name, r in reports.items()
         },
     }  # fmt: skip
-    print(json.dumps(found) if as_json else "\n".join(_told(found, out, best)))
+    print(json.dumps(found) if as_json else "\n".join(_told(found, out)))
 
 
 def work(name: str, out: str, lessons: str | None, seed: int) -> dict[str, Any]:
@@ -179,7 +178,7 @@ class _workers:
     """Two processes of one thread each; what goes wrong, or Ctrl-C, ends them."""
 
     def __enter__(self) -> ProcessPoolExecutor:
-        self.pool = ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=_alone)
+        self.pool = ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), None, _alone, (dict(QUICKSTART),))
         return self.pool
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -189,8 +188,9 @@ class _workers:
         self.pool.shutdown(cancel_futures=True)
 
 
-def _alone() -> None:
-    """Prepares a worker: one thread, and Ctrl-C is the parent's affair."""
+def _alone(settings: dict[str, Any]) -> None:
+    """Prepares a worker: its parent's settings, one thread, and Ctrl-C is the parent's affair."""
+    QUICKSTART.update(settings)
     os.environ.update(ONE_THREAD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -255,7 +255,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
         return None
 
 
-def _told(found: dict[str, Any], out: Path, best: str) -> Iterator[str]:
+def _told(found: dict[str, Any], out: Path) -> Iterator[str]:
     """The table, what happened, and what to do next."""
     rows, scores = found["rows"], found["models"]
     yield f"\n{'':<28}{'accuracy':>9}  {'95 % interval':<16}{'trained':>8}"

@@ -8,8 +8,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
 
 import limbeck as lb
+
+settings.register_profile("loaded machine", deadline=None)
+settings.load_profile("loaded machine")
 
 _connect = socket.socket.connect
 

@@ -81,12 +81,12 @@ def task(chance: random.Random) -> str:
 
 
 def worked(a: int, b: int, chance: random.Random, told: bool) -> str:
-    """A solution: mostly right, by one of two ways; else a slip, or no answer at all."""
+    """A solution in one of two wordings: mostly right, by one of two ways; else a slip, or no answer at all."""
     luck = 0.0 if told else chance.random()
     if luck > 0.9:
         return "Let me think about that."
     said, total = chance.choice([f"{a} + {b}", f"{b} + {a}"]), a + b if luck < 0.7 else a + b + 1
-    return f"{said} = {a + b + (luck > 0.6)}.\n#### {total}"
+    return f"{chance.choice(['So', 'Well,'])} {said} = {a + b + (luck > 0.6)}.\n#### {total}"
 
 
 SUMS = [{"prompt": f"What is {a} plus {a + 3}?", "answer": str(2 * a + 3)} for a in range(8)]
@@ -199,7 +199,7 @@ def test_distilling_step_by_step_makes_two_tasks_of_each_solution(tmp_path, taug
 
 def test_rft_keeps_one_right_solution_for_each_way(tmp_path):
     rows = rows_of("rft", tmp_path, k=20)
-    ways = {(row["prompt"], row["response"]) for row in rows}
+    ways = {(row["prompt"], row["response"].split(" ", 1)[1]) for row in rows}
     assert 8 < len(ways) == len(rows) <= 16
     assert all(row["response"].endswith(f" = {row['answer']}.\n#### {row['answer']}") for row in rows)
     human = lb.Table.from_rows([{"prompt": "p", "response": "r"}])

@@ -3,13 +3,15 @@
 Only Typer is imported here: `limbeck --help` must answer at once, so each command imports what it needs.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import LimbeckError
+from ..errors import Interrupted, LimbeckError
 
 app = typer.Typer(
     help="Distil what a large language model knows into a small one: elicit, curate, train, judge.",
@@ -30,9 +32,10 @@ def quickstart(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Distil the shipped teacher into three students, offline, in about two minutes on two cores."""
-    from .. import quickstart as it
+    from ..quickstart import main as it
 
-    it.main(out, seed, as_json)
+    with _interruptible():
+        it(out, seed, as_json)
 
 
 @app.command()
@@ -54,19 +57,10 @@ def run(
     """Run a recipe; run it again to go on where it stopped: nothing is bought twice."""
     from .run import run as it
 
-    it(
-        target,
-        arguments or [],
-        out=out,
-        budget=budget,
-        dry_run=dry_run,
-        pilot=pilot,
-        limit=limit,
-        rename=rename or [],
-        accept_changes=accept_changes,
-        reuse=reuse or [],
-        seed=seed,
-    )
+    options: dict[str, Any] = {"budget": budget, "limit": limit, "seed": seed, "dry_run": dry_run, "pilot": pilot}
+    options |= {"rename": rename or [], "reuse": reuse or [], "accept_changes": accept_changes}
+    with _interruptible():
+        it(target, arguments or [], out=out, **options)
 
 
 @app.command()
@@ -147,13 +141,19 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
     typer.echo(f"{write(directory)}")
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C outside of an ask, which drains its calls itself, ends with one line too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: what is finished was kept; run the same command again to go on.") from None
+
+
 def main() -> None:
     """Runs the command line; an error of the user's is one line on standard error and an exit code."""
     try:
-        app(standalone_mode=True)
+        app()
     except LimbeckError as error:
         print(f"limbeck: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("limbeck: interrupted; run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)

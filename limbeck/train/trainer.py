@@ -133,7 +133,9 @@ class Trainer(transformers.Trainer):
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The objective on held-out rows, on their own text: sums over counts, never a mean of batch means."""
-        stream = Stream(self.held_out or Examples(), Text(), tuple(term for stream in self.streams for term in stream.terms))
+        stream = Stream(
+            self.held_out or Examples(), Text(), tuple(term for stream in self.streams for term in stream.terms)
+        )
         size, rank = self.args.per_device_eval_batch_size, self.accelerator.process_index
         totals = torch.zeros(2, len(stream.terms), dtype=torch.float64, device=self.args.device)
         self.model_wrapped.eval()

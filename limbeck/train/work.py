@@ -50,6 +50,7 @@ def work(
     with quiet():
         model = student.weights(trainable=True)
         use_cache = model.config.use_cache
+        _make_savable(model.generation_config)
         ends = end_ids(student.tokenizer, model)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or hparams.max_length
         most = min(hparams.max_length, context)
@@ -92,6 +93,8 @@ def work(
             trained.config.use_cache = use_cache
             _finish(trained, student.tokenizer, streams, part, path, meta)
         trainer.accelerator.wait_for_everyone()
+        if torch.cuda.is_available():
+            trainer.accelerator.free_memory()  # the next model wants it
     return meta
 
 
@@ -123,6 +126,14 @@ def end_ids(tokenizer: Any, model: Any) -> set[int]:
     return {i for n in named if n is not None for i in (n if isinstance(n, list) else [n])}
 
 
+def _make_savable(settings: Any) -> None:
+    """Some checkpoints name a temperature and do not sample; transformers would refuse to save that, after training."""
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
+
+
 def _with_lora(model: Any, hparams: Hparams) -> Any:
     import peft
 
@@ -137,13 +148,16 @@ def _with_lora(model: Any, hparams: Hparams) -> Any:
 
 def _arguments(hparams: Hparams, part: Path, steps: int, evaluates: bool) -> transformers.TrainingArguments:
     gpu = torch.cuda.is_available() and not hparams.use_cpu
-    args = transformers.TrainingArguments(
-        output_dir=str(part), max_steps=steps, **hparams.arguments(),
-        eval_strategy="steps" if evaluates else "no", eval_steps=hparams.eval_steps,
-        save_total_limit=None,  # a checkpoint goes when the next one counts, not before: see checkpoint.mark
-        logging_first_step=True, logging_nan_inf_filter=False, disable_tqdm=True,
-        remove_unused_columns=False, dataloader_pin_memory=gpu,
-    )  # fmt: skip
+    try:
+        args = transformers.TrainingArguments(
+            output_dir=str(part), max_steps=steps, **hparams.arguments(),
+            eval_strategy="steps" if evaluates else "no", eval_steps=hparams.eval_steps,
+            save_total_limit=None,  # a checkpoint goes when the next one counts, not before: see checkpoint.mark
+            logging_first_step=True, logging_nan_inf_filter=False, disable_tqdm=True,
+            remove_unused_columns=False, dataloader_pin_memory=gpu,
+        )  # fmt: skip
+    except (TypeError, ValueError) as e:
+        raise LimbeckError(f"train wants settings as transformers.TrainingArguments takes them; it says: {e}.") from e
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs want torchrun; DataParallel would change the global batch
     return args
 

@@ -122,10 +122,17 @@ class _Asking:
     def parameters(self) -> dict[str, Any]:
         return {
             "models": self.models, "names": [m.name for m in self.models] if len(self.models) > 1 else None,
-            "prompt": self.prompt, "n": self.n, "into": self.outputs or self.into,
+            "prompt": self._prompt_digests(), "n": self.n, "into": self.outputs or self.into,
             "system": self.system, "shots": self.shots, "schema": self.schema, "parse": self.parser, "meta": self.meta,
             "salt": self.salt, "shard": self.shard, "sampling": self.sampling,
         }  # fmt: skip
+
+    def _prompt_digests(self) -> list[str]:
+        """What is said to the model, whatever the prompts are called: of all that rows name, where a column does."""
+        if not isinstance(self.prompt, Column):
+            return [self.prompt.digest]
+        named = {row.get(self.prompt.name) for row in self.rows.tracked() if isinstance(row.get(self.prompt.name), str)}
+        return [self.prompt.name, *(self._named(name).digest for name in sorted(named))]
 
     # -- from row to request
     def _prompt_of(self, row: Row) -> "prompts.Prompt | list":
@@ -134,13 +141,17 @@ class _Asking:
         value = row.get(self.prompt.name)
         if isinstance(value, list):
             return value
-        if isinstance(value, str) and value and not re.search(r"[\s{}]", value):
-            if value not in self.loaded:
-                self.loaded[value] = prompts.get(value, current().search)
-            return self.loaded[value]
-        raise LimbeckError(
-            f"column {self.prompt.name!r} should hold chat messages or the name of a prompt; a row has {str(value)[:60]!r}."
-        )
+        return self._named(value)
+
+    def _named(self, value: Any) -> prompts.Prompt:
+        if not isinstance(value, str) or not value or re.search(r"[\s{}]", value):
+            raise LimbeckError(
+                f"column {self.label!r} should hold chat messages or the name of a prompt; "
+                f"a row has {str(value)[:60]!r}."
+            )
+        if value not in self.loaded:
+            self.loaded[value] = prompts.get(value, current().search)
+        return self.loaded[value]
 
     def request(self, row: Row) -> Request:
         """What is sent about one row."""

@@ -91,12 +91,12 @@ def test_where_a_template_drops_earlier_reasoning_only_the_last_turn_is_learned(
     turns = [
         ("user", "w1"),
         ("assistant", "<think> w9</think> w2"),
-        ("user", "w3"),
+        ("user", "w3 w3 w3 w3 w3"),
         ("assistant", "<think> w9</think> w4"),
     ]
     row = {"messages": [{"role": r, "content": c} for r, c in turns]}
     whole, on = learned(tokenizer, row)
-    assert whole == "<user> w1 <bot> w2 <end> \n <user> w3 <bot> <think> w9</think> w4 <end>"
+    assert whole == "<user> w1 <bot> w2 <end> \n <user> w3 w3 w3 w3 w3 <bot> <think> w9</think> w4 <end>"
     assert on == "<think> w9</think> w4 <end>"
 
 

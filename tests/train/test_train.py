@@ -12,6 +12,7 @@ import torch
 from limbeck.errors import LimbeckError
 from limbeck.losses import SFT, Loss, forward_kl
 from limbeck.models.base import Request
+from limbeck.models.hf import HF
 from limbeck.run import Run
 from limbeck.table import Table
 from limbeck.train import Objective, train
@@ -50,6 +51,23 @@ def test_the_saved_model_is_what_transformers_expects(run, rows, student):
     saved = loaded.state_dict()
     before = student.weights().state_dict()
     assert set(saved) == set(before) and any(not torch.equal(saved[n], before[n]) for n in saved)
+
+
+def test_generation_settings_that_transformers_would_not_save(run, rows, student, tmp_path):
+    weights = student.weights(trainable=True)
+    weights.save_pretrained(tmp_path / "odd")
+    student.tokenizer.save_pretrained(tmp_path / "odd")
+    settings = json.loads((tmp_path / "odd" / "generation_config.json").read_text())
+    (tmp_path / "odd" / "generation_config.json").write_text(json.dumps(settings | {"temperature": 0.6}))
+    model = train(HF(tmp_path / "odd", device="cpu"), rows, **FEW)
+    assert json.loads((Path(model.path) / "generation_config.json").read_text())["temperature"] == 0.6
+
+
+def test_a_setting_that_transformers_refuses_is_one_line(run, rows, student):
+    with pytest.raises(
+        LimbeckError, match="train wants settings as transformers.TrainingArguments takes them; it says: "
+    ):
+        train(student, rows, lr_scheduler_type="wavy", **FEW)
 
 
 def test_what_was_trained_is_what_the_model_answers(run, rows, student):

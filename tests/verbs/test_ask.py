@@ -244,3 +244,12 @@ def test_a_table_without_rows_asks_nobody_and_lacks_no_column(run, brain):
     assert len(lb.keep(nothing, lambda r: r["response"] == "x")) == 0
     assert len(lb.dedup(lb.pick(nothing, by="prompt", vote="answer"), on="response")) == 0
     assert brain.calls == 0
+
+
+def test_an_edited_prompt_that_rows_name_is_asked_anew(run, brain, tmp_path):
+    run.search = [tmp_path]
+    table = lb.Table.from_rows([{"prompt": "x", "how": "mine"}])
+    for words in ("First {prompt}", "Second {prompt}"):
+        (tmp_path / "mine.md").write_text(f"---\ninputs: [prompt]\n---\n{words}\n")
+        lb.ask(table, Fake(brain), lb.Column("how"), into="said")
+    assert [r.messages[0]["content"] for r in brain.seen] == ["First x", "Second x"]

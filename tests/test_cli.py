@@ -1,0 +1,266 @@
+"""The command line, as a user meets it: what it prints, what it leaves behind, how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from limbeck import Table, cli
+
+from .loopback import loopback
+
+ROOT = Path(__file__).parent.parent
+METHOD = '''
+from limbeck import Model, Table, ask, keep
+
+def short(row):
+    return len(row["response"]) < 12 or "too long"
+
+def method(prompts: Table, teacher: Model, *, n: int = 1, say: str = "Say: {prompt}"):
+    """Echoes, and keeps what is short."""
+    return keep(ask(prompts, teacher, say, n=n, max_tokens=8), short)
+
+def broken(prompts, teacher):
+    raise ZeroDivisionError("a bug")
+'''
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["limbeck", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with ten prompts and a user's file, and the current directory there."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text("".join(json.dumps({"question": "q" * i}) + "\n" for i in range(1, 11)))
+    Path("mine.py").write_text(METHOD)
+    return tmp_path
+
+
+BASE = ("prompts=p.jsonl", "teacher=fake/echo", "--rename", "question=prompt")
+MINE = ("run", "mine.py:method", *BASE)
+
+
+def events(out, kind):
+    return [e for e in map(json.loads, Path(out, "events.jsonl").read_text().splitlines()) if e["event"] == kind]
+
+
+def bought(out):
+    return sum(e["calls"] for e in events(out, "bought"))
+
+
+def test_help_names_every_command(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    for command in ("quickstart", "run", "export", "methods", "show", "trace", "gc", "serve", "report"):
+        assert f"  {command} " in out
+
+
+def test_a_run_leaves_its_result_its_record_and_its_page(place, call):
+    code, out, _ = call("run", "label", *BASE, "--out", "out")
+    assert code == 0 and "10 calls bought" in out and "out/rows.parquet" in out
+    result = json.loads(Path("out/result.json").read_text())
+    assert result["kind"] == "table" and result["parts"][0]["rows"] == 10 and len(result["digest"]) == 32
+    rows = pq.read_table("out/rows.parquet").to_pylist()
+    assert rows[2]["prompt"] == "qqq" and "qqq" in rows[2]["response"] and rows[2]["_row"].startswith("ask-")
+    record = json.loads(Path("out/run.json").read_text())
+    assert record["recipe"] == "label" and record["arguments"]["teacher"] == "fake/echo"
+    assert record["bound"]["prompts"]["rows"] == 10 and "python" in record["versions"] and "answer" in record["prompts"]
+    assert "<svg" not in Path("out/report.html").read_text() and "label" in Path("out/report.html").read_text()
+
+    code, out, _ = call("run", "label", *BASE, "--out", "out")
+    assert code == 0 and "0 calls bought" in out and bought("out") == 10
+    assert json.loads(Path("out/result.json").read_text()) == result
+
+
+def test_a_users_function_runs_without_registration(place, call):
+    code, out, _ = call(*MINE, "--out", "out")
+    assert code == 0 and "6 rows" in out and "left out: 4 too long" in out
+
+
+def test_a_config_file_holds_the_same_names(place, call):
+    Path("c.yaml").write_text("recipe: mine.py:method\nprompts: p.jsonl\nteacher: fake/echo\nn: 2\n")
+    code, out, _ = call("run", "c.yaml", "n=3", "--rename", "question=prompt", "--out", "out", "--limit", "2")
+    assert code == 0 and "6 calls bought" in out
+    Path("bad.yaml").write_text("recpie: label\nprompts: p.jsonl\n")
+    code, _, err = call("run", "bad.yaml")
+    assert code == 2 and "did you mean `recipe:` for 'recpie'?" in err
+    Path("bad.yaml").write_text("recipe: mine.py:method\npromts: p.jsonl\n")
+    code, _, err = call("run", "bad.yaml")
+    assert code == 2 and "did you mean 'prompts'?" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "lable"), "did you mean 'label'?"),
+        (("run", "label", "teacher=fake/echo"), "label wants prompts, a table"),
+        (("run", "label", "prompts=p.jsonl"), "label wants teacher, a model"),
+        (("run", "label", "prompts"), "name=value"),
+        (("run", "label", *BASE, "--rename", "quest=prompt2"), "did you mean 'question'?"),
+        (("run", "mine.py:method", *BASE, "--seed", "1"), "takes no 'seed'"),
+        (("run", "label", *BASE, "--budget", "much"), "the budget 'much' is not understood"),
+        (("run", "label", *BASE, "--dry-run", "--pilot", "2"), "give one of them"),
+        (("run", "label", "prompts=bad.jsonl", "teacher=fake/echo"), "bad.jsonl, line 2 is not JSON"),
+        (("export", "."), "is no run directory"),
+        (("export", ".", "--format", "tlr"), "did you mean 'trl'?"),
+        (("show", "gdk"), "did you mean 'gkd'?"),
+        (("methods", "--objective", "STF"), "did you mean 'SFT'?"),
+        (("trace", ".", "1"), "is not a run directory"),
+        (("report", "."), "is no run directory"),
+        (("serve", "fake/nothing"), "fake/echo"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_2(place, call, words, said):
+    Path("bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    code, _, err = call(*words)
+    assert code == 2 and said in err
+    assert err.startswith("limbeck: ") and err.count("\n") == 1
+
+
+def test_another_recipe_in_the_directory_stops_with_a_suggestion(place, call):
+    call(*MINE, "--out", "out")
+    code, _, err = call("run", "label", *BASE, "--out", "out")
+    assert code == 2 and "holds a run of 'mine:method'" in err and "--out out-label" in err
+
+
+def test_a_changed_argument_says_so_and_replays(place, call):
+    call(*MINE, "--out", "out")
+    code, out, err = call(*MINE, "n=2", "--out", "out")
+    assert code == 0 and "changed: n: default -> 2" in err and "10 calls bought" in out
+
+
+def test_a_dry_run_buys_nothing_and_a_pilot_is_reused(place, call):
+    code, out, _ = call(*MINE, "--out", "out", "--dry-run")
+    assert code == 0 and "at most 10 calls" in out and bought("out") == 0
+    code, out, _ = call(*MINE, "--out", "out", "--pilot", "3")
+    assert code == 0 and "3 of 10 rows" in out and "10 calls" in out and bought("out") == 3
+    assert not Path("out/result.json").exists()
+    code, out, _ = call(*MINE, "--out", "out")
+    assert code == 0 and "7 calls bought" in out and bought("out") == 10
+
+
+def test_a_key_is_never_written_down(place, call):
+    with loopback() as server:
+        words = ("run", "label", "prompts=p.jsonl", "--rename", "question=prompt", "teacher=openai/m")
+        code, *_ = call(*words, f"teacher.base_url={server.url}", "teacher.api_key=sk-secret", "--out", "out")
+    assert code == 0
+    held = [p for p in Path("out").rglob("*") if p.is_file() and b"sk-secret" in p.read_bytes()]
+    assert held == []
+
+
+def test_the_budget_ends_with_3_and_partial_rows_come_out(place, call):
+    code, _, err = call(*MINE, "--out", "out", "--budget", "4 calls")
+    assert code == 3 and "budget is used up" in err and bought("out") == 4
+    assert not Path("out/result.json").exists() and "not done" not in err
+    assert "stopped" in Path("out/report.html").read_text()
+    code, _, err = call("export", "out")
+    assert code == 2 and "--partial" in err
+    code, out, err = call("export", "out", "--partial", "--out", "part.jsonl")
+    assert code == 0 and "4 finished rows" in err and len(Table.from_jsonl("part.jsonl")) == 4
+    code, out, _ = call(*MINE, "--out", "out", "--budget", "20 calls")
+    assert code == 0 and "6 calls bought" in out
+
+
+def test_an_endpoint_that_stays_away_ends_with_4(place, call):
+    with loopback(trouble=lambda body, tries: 500 if "qqqqq" in str(body) else None) as server:
+        words = ("run", "label", "prompts=p.jsonl", "--rename", "question=prompt", "teacher=openai/m",
+                 f"teacher.base_url={server.url}", "teacher.retries=0", "--out", "out")  # fmt: skip
+        code, _, err = call(*words)
+        assert code == 4 and "Run the same command again" in err and 0 < bought("out") < 10
+        server.trouble = None
+        before = bought("out")
+        code, out, _ = call(*words)
+        assert code == 0 and f"{10 - before} calls bought" in out and len(Table.from_parquet("out/rows.parquet")) == 10
+
+
+def test_ctrl_c_keeps_what_is_paid_and_ends_with_130(place):
+    with loopback(latency=0.3) as server:
+        words = ["run", "label", "prompts=p.jsonl", "--rename", "question=prompt", "teacher=openai/m",
+                 f"teacher.base_url={server.url}", "teacher.concurrency=1", "--out", "out"]  # fmt: skip
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        child = subprocess.Popen([sys.executable, "-m", "limbeck", *words], stderr=subprocess.PIPE, text=True, env=env)
+        while server.bought < 2 and child.poll() is None:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == 130 and "interrupted" in err and "Traceback" not in err
+        assert bought("out") == server.bought < 10
+
+
+def test_a_bug_keeps_its_traceback(place, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["limbeck", "run", "mine.py:broken", *BASE, "--out", "out"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_exports(place, call):
+    call(*MINE, "--out", "out")
+    for format in ("jsonl", "parquet", "trl"):
+        code, out, _ = call("export", "out", "--format", format)
+        assert code == 0 and Path(out.strip()).exists()
+    assert len(Table.from_jsonl("out/rows.jsonl")) == 6 and "_row" not in Table.from_jsonl("out/rows.jsonl").columns
+    assert pq.read_schema("out/rows.parquet").names[-1] == "_row"  # the run's own file is left alone
+    first = json.loads(Path("out/rows.trl.jsonl").read_text().splitlines()[0])
+    assert first == {
+        "prompt": [{"role": "user", "content": "q"}],
+        "completion": [{"role": "assistant", "content": "Say: q"}],
+    }
+
+
+def test_methods_and_show(call):
+    code, out, _ = call("methods", "--objective", "SFT", "--json")
+    cards = json.loads(out)
+    assert code == 0 and "label" in {c["name"] for c in cards} and {c["objective"] for c in cards} == {"SFT"}
+    assert {a["name"] for c in cards if c["name"] == "label" for a in c["arguments"]} >= {"prompts", "teacher"}
+    code, out, _ = call("methods", "--skill", "reasoning")
+    assert "rft" in out and "evol-instruct" not in out
+    code, out, _ = call("show", "label")
+    assert "1606.07947" in out and "prompts: table, required" in out and "def label(" in out and "prompt answer" in out
+
+
+def test_trace_walks_back_to_the_seed(place, call):
+    call(*MINE, "--out", "out")
+    code, out, _ = call("trace", "out", "2")
+    assert code == 0 and out.startswith("keep ") and "user: Say: qqq" in out and "prompt: qqq" in out
+    _, out, _ = call("trace", "out", "2", "--json")
+    assert [s["op"] for s in json.loads(out)][:2] == ["keep", "ask"]
+
+
+def test_gc_removes_what_the_last_run_did_not_use(place, call):
+    call(*MINE, "--out", "out")
+    call(*MINE, "n=2", "--out", "out")
+    before = len(list(Path("out/stages").iterdir()))
+    code, out, _ = call("gc", "out")
+    assert code == 0 and "freed" in out and len(list(Path("out/stages").iterdir())) < before
+    code, out, _ = call(*MINE, "n=2", "--out", "out")
+    assert code == 0 and "0 calls bought" in out
+
+
+def test_a_tuple_of_results(place, call):
+    Path("two.py").write_text(
+        "def method(rows, n=1):\n    return rows, rows.take(n), {'answer': 42}\n\ndef odd(rows):\n    return object()\n"
+    )
+    code, _, _ = call("run", "two.py:method", "rows=p.jsonl", "n=3", "--out", "out")
+    parts = json.loads(Path("out/result.json").read_text())["parts"]
+    assert code == 0 and [p["kind"] for p in parts] == ["table", "table", "value"]
+    assert [len(Table.from_parquet(f"out/{p['path']}")) for p in parts[:2]] == [10, 3] and parts[2]["data"] == {"answer": 42}
+    code, _, err = call("run", "two.py:odd", "rows=p.jsonl", "--out", "odd")
+    assert code == 2 and "returned a object" in err

@@ -1,0 +1,116 @@
+"""The page of a run: complete, self-contained, and safe whatever the rows hold."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import limbeck as lb
+from limbeck import checks, report, result
+from limbeck.errors import LimbeckError, Refused
+from limbeck.models.base import Price
+from limbeck.models.fake import Fake
+
+EVIL = "<script>alert(1)</script>"
+
+
+def teacher(request):
+    asked = request.messages[-1]["content"]
+    if "7" in asked:
+        raise Refused("content filter")
+    return f"It is #### {asked.split()[-1]}" if "5" not in asked else "no idea"
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A run with a funnel, three evaluations and two trainings' logs."""
+    with lb.Run(tmp_path / "run", progress=False) as run:
+        rows = lb.Table.from_rows([{"prompt": f"{EVIL} what is {i}", "answer": str(i % 9)} for i in range(12)], name="seeds")
+        model = Fake(teacher, "openai/<b>", price=Price(1.0, 2.0))
+        kept = lb.keep(lb.ask(rows, model, "{prompt}"), checks.correct())
+        scored = [lb.evaluate(Fake(teacher, name), lb.Task(rows, name="exam")) for name in ("small", "large")]
+        for key, losses in (("aaaa", [3.0, 2.0, 1.0]), ("bbbb", [2.0, 1.5])):
+            folder = run.dir / "models" / key
+            folder.mkdir(parents=True)
+            lines = [{"step": i, "loss": loss, "lr": 0.1, "seconds": i} for i, loss in enumerate(losses)]
+            (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo')
+            (folder / "meta.json").write_text(json.dumps({"name": f"student-{key}", "train_seconds": 61.0}))
+        run.event("train", name="student-aaaa", path="models/aaaa", reused=False)
+        result.save(run, (kept, *scored))
+    (run.dir / "run.json").write_text(json.dumps({"recipe": "mine", "card": {"title": "T & T", "paper": "2300.00001"}}))
+    return run.dir
+
+
+def page(directory: Path) -> str:
+    return report.write(directory).read_text(encoding="utf-8")
+
+
+def test_the_page_tells_the_whole_run(made):
+    text = page(made)
+    assert "<h1>mine</h1>" in text and "T &amp; T" in text and "https://arxiv.org/abs/2300.00001" in text
+    assert '<span class="state">done</span>' in text
+    kept = json.loads((made / "result.json").read_text())["parts"][0]["rows"]
+    funnel = text[text.index("From seed to rows") : text.index("Training")]
+    counts = [int(n) for n in re.findall(r'class="count">(\d+)<', funnel)]
+    assert counts == [12, 11, kept] and "seeds (read in)" in funnel and "keep correct" in funnel
+    reasons = dict(re.findall(r"<li><b>(\d+)</b> ([^<]+)</li>", funnel))
+    assert sum(map(int, reasons)) == 12 - kept and "refused: content filter" in reasons.values()
+    scores = text[text.index("How good it is") : text.index("From seed")]
+    assert "small" in scores and "large" in scores and "exam" in scores and scores.count('class="range"') == 2
+    assert "student-aaaa: loss 1 after 2 steps, 61 s" in text and "student-bbbb" not in text  # no training of this run's
+    assert text.count("<polyline") == 1
+
+
+def test_rows_come_with_their_lineage_and_rejects_with_an_example(made):
+    text = page(made)
+    trail = text[text.index("Rows and where they come from") : text.index("Left out")]
+    assert "seeds-" in trail and "ask-" in trail and "keep-" in trail and "answered" in trail and "It is #### 0" in trail
+    left = text[text.index("Left out") :]
+    assert "no final answer" in left and "no idea" in left
+
+
+def test_nothing_is_loaded_and_nothing_runs(made):
+    text = page(made)
+    assert "<script" not in text and EVIL not in text and "&lt;script&gt;" in text and "<b>'" not in text
+    assert not re.search(r"""(src|href)=["']?(?!https://arxiv\.org)""", text)
+    assert "@import" not in text and "url(" not in text
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+def test_numbers_do_not_change_from_one_page_to_the_next(made):
+    assert page(made) == page(made)
+
+
+def test_a_run_that_stopped_says_why(tmp_path):
+    with pytest.raises(lb.BudgetError), lb.Run(tmp_path / "run", budget="1 calls", progress=False):
+        rows = lb.Table.from_rows([{"prompt": "a"}, {"prompt": "b"}])
+        lb.ask(rows, Fake(teacher, "m"), "{prompt}", max_tokens=4)
+    text = page(tmp_path / "run")
+    assert '<span class="state stopped">stopped</span>' in text and "budget is used up" in text
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path):
+    with pytest.raises(LimbeckError, match="no run directory"):
+        report.write(tmp_path)
+
+
+def test_a_curve_stays_in_its_frame():
+    drawn = report._svg([(0, 5.0), (10, -1.0), (20, 2.0)], [])
+    points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]+)"', drawn)[1].split()]
+    width, height = map(float, re.search(r'viewBox="0 0 (\d+) (\d+)"', drawn).groups())
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in points)
+    assert points[0][1] < points[2][1] < points[1][1]  # a smaller loss is drawn lower
+    assert report._svg([(0, 1.0)], []) == "" and "nan" not in report._svg([(0, 0.0), (1, 0.0)], [])
+
+
+@pytest.mark.parametrize(
+    ("events", "seconds"),
+    [
+        ([("open", 0), ("close", 5), ("open", 10), ("close", 12)], 7),
+        ([("open", 0), ("ask", 4), ("open", 10), ("close", 11)], 5),  # a kill left no close
+        ([("open", 0), ("ask", 3)], 3),
+    ],
+)
+def test_time_counts_only_while_the_run_was_open(events, seconds):
+    assert report._worked([{"event": e, "at": at} for e, at in events]) == seconds
