@@ -1,6 +1,6 @@
 """Kills a run many times at random moments and checks that nothing acknowledged is lost and nothing is bought twice.
 
-    python benchmarks/kill.py            # 50 kills: 25 against each kind of server
+python benchmarks/kill.py            # 50 kills: 25 against each kind of server
 """
 
 import argparse
@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -27,7 +28,10 @@ def main() -> None:
     started, kills, lost, bought = time.time(), 0, 0, 0
     for number in range(max(1, args.kills // args.per_run)):
         tick, repeats = itertools.count(), number % 2 == 0
-        fn = (lambda messages, k: f"{messages[-1]['content'][:20]} {k}") if repeats else (lambda m, k: f"reply {next(tick)}")
+
+        def fn(messages: list, k: int, tick: Iterator[int] = tick, repeats: bool = repeats) -> str:
+            return f"{messages[-1]['content'][:20]} {k}" if repeats else f"reply {next(tick)}"
+
         with tempfile.TemporaryDirectory() as scratch, loopback(fn=fn, latency=0.04, jitter=1.0, seed=number) as server:
             run = Path(scratch) / "run"
             told = durability.kill_and_resume(server, run, args.rows, args.per_run, seed=number)

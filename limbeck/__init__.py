@@ -10,22 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Table": "table", "Run": "run", "op": "op", "Dropped": "op", "Judge": "judges", "Reject": "parse", "Many": "parse",
-    "LimbeckError": "errors", "BudgetError": "errors", "Incomplete": "errors",
-    "Prompt": "prompt", "Model": "models.base", "Reply": "models.base", "Request": "models.base",
-    **dict.fromkeys(
-        ("Column", "ask", "assign", "concat", "cross", "dedup", "draw", "fields", "keep", "mean", "minus", "mix", "pair",
-         "pick", "score", "shots", "where"), "verbs",
-    ),
-    **dict.fromkeys(("train", "Objective", "Text"), "train"),
-    **dict.fromkeys(("Loss", "SFT", "forward_kl", "reverse_kl", "jsd"), "losses"),
-    **dict.fromkeys(("Task", "Verdict", "Report", "evaluate", "compare", "exact_answer"), "evals"),
-    **dict.fromkeys(("recipe", "variant"), "recipe"),
-}  # fmt: skip
+_WHERE = {  # module: the public names that it holds
+    "table": "Table",
+    "run": "Run",
+    "op": "Dropped op",
+    "judges": "Judge",
+    "parse": "Many Reject",
+    "errors": "BudgetError Incomplete LimbeckError",
+    "prompt": "Prompt",
+    "models.base": "Model Reply Request",
+    "verbs": "Column ask assign concat cross dedup draw fields keep mean minus mix pair pick score shots where",
+    "train": "Objective Text train",
+    "losses": "SFT Loss forward_kl jsd reverse_kl",
+    "evals": "Report Task Verdict compare evaluate exact_answer",
+    "recipe": "recipe variant",
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 _MODULES = ("checks", "errors", "losses", "models", "parse", "recipes")
 
-__all__ = [*_HOME, *_MODULES]
+__all__ = [
+    "ask", "assign", "BudgetError", "checks", "Column", "compare", "concat", "cross", "dedup", "draw",
+    "Dropped", "errors", "evaluate", "exact_answer", "fields", "forward_kl", "Incomplete", "jsd", "Judge",
+    "keep", "LimbeckError", "Loss", "losses", "Many", "mean", "minus", "mix", "Model", "models", "Objective",
+    "op", "pair", "parse", "pick", "Prompt", "recipe", "recipes", "Reject", "Reply", "Report", "Request",
+    "reverse_kl", "Run", "score", "SFT", "shots", "Table", "Task", "Text", "train", "variant", "Verdict",
+    "where",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from . import checks, errors, losses, models, parse, recipes

@@ -174,7 +174,11 @@ def _known(name: str, parameters: Mapping[str, inspect.Parameter], who: str) -> 
     if name in names or name in settings or (rest and rest != "training"):
         return
     near = get_close_matches(name, [*names, *settings], 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(names)}{' and settings of train' if rest else ''}."
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else f"it takes {', '.join(names)}{' and settings of train' if rest else ''}."
+    )
     raise LimbeckError(f"{who} takes no {name!r}; {hint}")
 
 

@@ -1,6 +1,7 @@
-"""Buys calls: concurrency per endpoint, retries between first tries, the budget before each call, the ledger after it."""
+"""Buys calls: concurrency per endpoint, retries between first tries, the budget before a call, the ledger after it."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import heapq
@@ -10,7 +11,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 from .errors import BudgetError, EndpointFailure, Incomplete, Interrupted, LimbeckError, Refused
@@ -21,7 +22,7 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 
 @functools.cache
 def loop() -> asyncio.AbstractEventLoop:
-    """The one event loop of the process, in a background thread: scripts and notebooks call the same synchronous API."""
+    """The one event loop of the process, in a background thread: scripts and notebooks share a synchronous API."""
     made = asyncio.new_event_loop()
     threading.Thread(target=made.run_forever, name="limbeck-loop", daemon=True).start()
     return made
@@ -61,7 +62,7 @@ class Job:
 
 
 class Budget:
-    """A cap in money, calls or tokens over all that a run directory ever buys. A call reserves its worst price first."""
+    """A cap in money, calls or tokens over all that a directory ever buys. A call reserves its worst price first."""
 
     def __init__(self, caps: dict[str, float], spent: dict[str, float]):
         self.caps, self.spent = caps, dict(spent)
@@ -75,7 +76,9 @@ class Budget:
             m = re.fullmatch(r"\s*(\$)?\s*([\d.]+)\s*([kKmM])?\s*(usd|dollars?|calls?|tokens?)?\s*", part)
             number = float(m[2]) if m and m[2].count(".") < 2 and m[2] != "." else None
             if m is None or number is None or (m[1] and m[4] not in (None, "usd")):
-                raise LimbeckError(f'the budget {part.strip()!r} is not understood; write "$5", "100 calls" or "1M tokens".')
+                raise LimbeckError(
+                    f'the budget {part.strip()!r} is not understood; write "$5", "100 calls" or "1M tokens".'
+                )
             number *= {"k": 1e3, "m": 1e6}.get((m[3] or "").lower(), 1)
             unit = (m[4] or "usd").rstrip("s")
             caps["calls" if unit == "call" else "tokens" if unit == "token" else "money"] = number
@@ -143,7 +146,7 @@ class Buying:
             "interrupted: the calls in flight were kept; run the same command again to go on."
         )
 
-    async def all(self, endpoints: dict[str, tuple[int, Iterable[Job]]]) -> None:
+    async def all(self, endpoints: Mapping[str, tuple[int, Iterable[Job]]]) -> None:
         """Buys every endpoint's jobs side by side. Raises the first reason that stopped it, after draining."""
         await asyncio.gather(*(_Endpoint(self, width, iter(jobs)).run() for width, jobs in endpoints.values()))
         await asyncio.get_running_loop().run_in_executor(None, self.ledger.flush)
@@ -152,8 +155,8 @@ class Buying:
         if self.failed:
             causes = ", ".join(f"{n} x {cause}" for cause, n in self.failed.most_common())
             raise Incomplete(
-                f"incomplete: {sum(self.failed.values())} calls got no answer ({causes}); {self.bought} were bought and "
-                f"kept. {next(iter(self.why.values()))} Run the same command again to ask only for the rest."
+                f"incomplete: {sum(self.failed.values())} calls got no answer ({causes}); {self.bought} were bought "
+                f"and kept. {next(iter(self.why.values()))} Run the same command again to ask only for the rest."
             )
 
 
@@ -170,8 +173,12 @@ class _Endpoint:
 
     async def run(self) -> None:
         workers = [asyncio.create_task(self._worker())]
-        # One more worker for as long as there is work for all of them: a table of three rows opens three.
-        self.spawn = lambda: len(workers) < self.width and workers.append(asyncio.create_task(self._worker()))
+
+        def spawn() -> None:
+            if len(workers) < self.width:
+                workers.append(asyncio.create_task(self._worker()))
+
+        self.spawn = spawn  # one more worker for as long as there is work for all: three rows open three or four
         try:
             while pending := [w for w in workers if not w.done()]:
                 await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -206,10 +213,8 @@ class _Endpoint:
         while (found := self._next()) is not None:
             if isinstance(found, float):
                 self.changed.clear()
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.changed.wait(), found)
-                except TimeoutError:
-                    pass
                 continue
             self.active += 1
             self.spawn()
@@ -252,8 +257,8 @@ class _Endpoint:
         buying.bought += 1
         buying.ledger.put(
             Record(
-                key=job.key, words=job.words, model=model.digest, body=job.body, occurrence=job.occurrence, draw=job.draw,
-                salt=job.salt, reply=reply.to_json() if reply else None, refused=refused,
+                key=job.key, words=job.words, model=model.digest, body=job.body,
+                occurrence=job.occurrence, draw=job.draw, salt=job.salt, reply=reply.to_json() if reply else None, refused=refused,
                 served=reply.served_model if reply else None, prompt_tokens=reply.prompt_tokens if reply else 0,
                 completion_tokens=reply.completion_tokens if reply else 0, cost=reply.cost if reply else 0.0,
                 seconds=self.last_success - started, site=job.site, row=job.row,

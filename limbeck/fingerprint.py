@@ -23,8 +23,8 @@ _PACKAGE = Path(__file__).parent
 # The files whose behaviour decides what a built-in stage holds. A change in one recomputes stages (cheap: calls are
 # replayed from the ledger); the training half has its own memory.
 _DATA_HALF = (
-    "fingerprint.py", "table.py", "physical.py", "store.py", "op.py", "prompt.py", "parse.py", "checks.py", "similar.py",
-    "judges.py", "verbs/*.py",
+    "fingerprint.py", "table.py", "physical.py", "store.py", "op.py", "prompt.py", "parse.py", "checks.py",
+    "similar.py", "judges.py", "verbs/*.py",
 )  # fmt: skip
 
 
@@ -64,7 +64,9 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, str | int | float):  # subclasses: enums, numpy's float64
         return _plain(next(base(value) for base in (str, int, float) if isinstance(value, base)))
-    raise LimbeckError(f"a row holds a {kind.__name__}, which JSON has no form for; turn it into text, numbers or lists.")
+    raise LimbeckError(
+        f"a row holds a {kind.__name__}, which JSON has no form for; turn it into text, numbers or lists."
+    )
 
 
 def fingerprint(value: Any, where: str = "value") -> str:

@@ -203,7 +203,9 @@ class Ledger:
             for chunk in _chunks(keys):
                 calls = source.execute(f"select * from call where key in ({_marks(chunk)})", tuple(chunk)).fetchall()
                 words = [c[1] for c in calls]
-                asked = source.execute(f"select * from request where words in ({_marks(words)})", tuple(words)).fetchall()
+                asked = source.execute(
+                    f"select * from request where words in ({_marks(words)})", tuple(words)
+                ).fetchall()
                 with self._db:
                     self._db.executemany("insert or ignore into request values (?,?,?)", asked)
                     self._db.executemany(

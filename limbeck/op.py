@@ -39,7 +39,12 @@ class Dropped(NamedTuple):
 
 
 def row_stage(
-    name: str, rows: Table, parameters: Any, generate: Callable[[Iterator[tuple[int, Row]]], Iterable[Made]], *, code: str
+    name: str,
+    rows: Table,
+    parameters: Any,
+    generate: Callable[[Iterator[tuple[int, Row]]], Iterable[Made]],
+    *,
+    code: str,
 ) -> Table:
     """Memoises a row-wise operation: new columns and a parent index are stored, not the rows again.
 

@@ -1,4 +1,4 @@
-"""The physical types of columns: settled at commit over all rows, never by pyarrow's inference (it drops keys silently).
+"""The physical types of columns: settled at commit over all rows, never by pyarrow (which drops keys silently).
 
 null, bool, int64, float64, string, lists of those, `messages` (chat turns) and `json` (marked text) for all else.
 """

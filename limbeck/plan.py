@@ -141,7 +141,8 @@ class DryRun(Plan):
         lines = [f"{'ask':<40} {'who':<28} {'calls':>9} {'at most':>12}"]
         for a in self.asks:
             money = "unbounded" if math.isinf(a["money"]) else f"${a['money']:.4f}"
-            lines.append(f"{(a['site'].partition(':')[0] + ' ' + a['prompt'])[:40]:<40} {', '.join(a['models'])[:28]:<28} {a['calls']:>9,} {money:>12}")
+            what = f"{a['site'].partition(':')[0]} {a['prompt']}"[:40]
+            lines.append(f"{what:<40} {', '.join(a['models'])[:28]:<28} {a['calls']:>9,} {money:>12}")
         total = self.totals()
         end = f"at most {total['calls']:,.0f} calls"
         end += f" ({total['replayed']:,.0f} more are held already)" if total["replayed"] else ""
@@ -198,7 +199,7 @@ class Pilot(Plan):
 
 
 class Salvage(Plan):
-    """Buys nothing and takes what the ledger holds: up to the first ask that is not whole, whose finished rows it keeps.
+    """Buys nothing and takes what the ledger holds, up to the first ask that is not whole; keeps its finished rows.
 
     `rows` are the finished rows of that ask; no step after it runs. None where every ask was whole.
     """
@@ -211,7 +212,11 @@ class Salvage(Plan):
             return asking.stage(run, site)
         finished = asking.read(run, enumerate(asking.rows.tracked()))
         self.rows = Table.from_rows(
-            ({k: v for k, v in made.result.items() if k != "_row"} for made in finished if isinstance(made.result, dict)),
+            (
+                {k: v for k, v in made.result.items() if k != "_row"}
+                for made in finished
+                if isinstance(made.result, dict)
+            ),
             name="finished",
         )
         raise Stopped("these rows are what is finished.")

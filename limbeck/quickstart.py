@@ -35,7 +35,9 @@ TOLD = {
 # Two processes on two cores: threads would be in each other's way; and the workers' bars in that of the tour's.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 MOST_TOKENS = 80  # of an answer: an untrained student does not know where to stop
-OWN_DATA = "limbeck run label prompts=questions.jsonl teacher=openai/NAME teacher.base_url=http://HOST:PORT/v1 --dry-run"
+OWN_DATA = (
+    "limbeck run label prompts=questions.jsonl teacher=openai/NAME teacher.base_url=http://HOST:PORT/v1 --dry-run"
+)
 
 
 # -- the four steps
@@ -96,7 +98,9 @@ def main(out: Path, seed: int = 0, as_json: bool = False) -> None:
     """Takes the tour in `out` and prints its table, or one JSON object. Run again, it reuses what is there."""
     started = time.monotonic()
     if not QUICKSTART or not models.tiny.TEACHER.is_dir():
-        raise LimbeckError("the quickstart wants the shipped teacher, and this installation has none; reinstall limbeck.")
+        raise LimbeckError(
+            "the quickstart wants the shipped teacher, and this installation has none; reinstall limbeck."
+        )
     _check(out)
     os.environ.update(ONE_THREAD)
     watch = _Watch(out, shown=not as_json)
@@ -142,7 +146,9 @@ def work(name: str, out: str, lessons: str | None, seed: int) -> dict[str, Any]:
             model, seconds = _base(name, seed), 0.0
         else:
             model = teach(name, Table.from_parquet(lessons), seed)
-            seconds = json.loads((Path(model.path) / "meta.json").read_text())["train_seconds"]
+            seconds = json.loads((Path(out) / name / "models" / model.digest[:16] / "meta.json").read_text())[
+                "train_seconds"
+            ]
         judge(model, seed)
     return {"path": str(getattr(model, "path", "")), "digest": model.digest, "train_seconds": round(seconds, 1)}
 
@@ -162,7 +168,9 @@ def _model(name: str, learned: dict[str, Any], seed: int) -> Model:
 def _check(out: Path) -> None:
     held = json.loads((out / "run.json").read_text())["recipe"] if (out / "run.json").exists() else "quickstart"
     if held != "quickstart":
-        raise LimbeckError(f"{out} holds a run of {held!r}; give the quickstart its own directory, --out {out}-quickstart.")
+        raise LimbeckError(
+            f"{out} holds a run of {held!r}; give the quickstart its own directory, --out {out}-quickstart."
+        )
 
 
 def _record(out: Path, seed: int) -> None:
@@ -178,7 +186,8 @@ class _workers:
     """Two processes of one thread each; what goes wrong, or Ctrl-C, ends them."""
 
     def __enter__(self) -> ProcessPoolExecutor:
-        self.pool = ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), None, _alone, (dict(QUICKSTART),))
+        spawn = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(2, spawn, initializer=_alone, initargs=(dict(QUICKSTART),))
         return self.pool
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -220,10 +229,17 @@ class _Watch:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (TextColumn("  {task.description:<26}"), BarColumn(24), MofNCompleteColumn(), TextColumn("[dim]{task.fields[note]}"))
+        columns = (
+            TextColumn("  {task.description:<26}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+        )
         with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as shown:
             steps = QUICKSTART["steps"]
-            bars = {name: shown.add_task(TOLD[name], total=steps if name in STUDENTS else 1, note="waits") for name in jobs}
+            bars = {
+                name: shown.add_task(TOLD[name], total=steps if name in STUDENTS else 1, note="waits") for name in jobs
+            }
             while not all(job.done() for job in jobs.values()):
                 for name, job in jobs.items():
                     if job.done():
@@ -266,10 +282,9 @@ def _told(found: dict[str, Any], out: Path) -> Iterator[str]:
         yield f"{TOLD[name]:<28}{m['accuracy']:>9.1%}  {interval:<16}{trained:>8}"
     lost = ", ".join(f"{n} {reason}" for reason, n in found["rejects"].items()) or "none"
     yield f"\n{rows['elicited']:,} solutions elicited, {rows['kept']:,} kept; left out: {lost}."
-    yield (
-        f"Graded on {scores['teacher']['n']} problems that no student saw. In equally many steps, answers alone brought the "
-        f"student to {scores['answers-only']['accuracy']:.0%},\nthe teacher's reasoning to {scores['sft']['accuracy']:.0%}, its "
-        f"whole distribution over each next word to {scores['kl']['accuracy']:.0%}. {found['seconds']:.0f} s in all."
-    )
+    answers, reasoning, kl = (f"{scores[name]['accuracy']:.0%}" for name in ("answers-only", "sft", "kl"))
+    yield f"Graded on {scores['teacher']['n']} problems that no student saw; {found['seconds']:.0f} s in all. In equally many steps,"
+    yield f"answers alone brought the student to {answers}, the teacher's reasoning to {reasoning},"
+    yield f"and its whole distribution over each next word to {kl}."
     yield f"The best student: {out / 'model'} (transformers loads it). The page: {out / 'report.html'}"
     yield f"Your own questions, any OpenAI-compatible server:\n  {OWN_DATA}"

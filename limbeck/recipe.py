@@ -1,4 +1,4 @@
-"""Recipes: named functions with a card. A function's signature is the schema of its command line, its YAML and its docs.
+"""Recipes: named functions with a card. A signature is the schema of its command line, its YAML and its docs.
 
 `limbeck.recipe` names both this module and its decorator: the module can be called.
 """
@@ -81,7 +81,7 @@ def recipe(
 def variant(
     name: str, of: str | Callable, *, paper: str | None, title: str, departs: tuple[str, ...] = (), **fixed: Any
 ) -> Callable:
-    """Registers another recipe with some arguments set, and returns it; a name that it has no argument for is an error now.
+    """Registers another recipe with some arguments set, and returns it; one that it lacks is an error now.
 
     What it sets stays a default: a caller may still pass another value.
     """
@@ -94,9 +94,8 @@ def variant(
     made = functools.partial(parent.fn, **fixed)
     functools.update_wrapper(made, parent.fn)
     made.__name__ = name.replace("-", "_")  # type: ignore[attr-defined]
-    card = dict(elicits=parent.elicits, objective=parent.objective, skill=parent.skill)
-    shown = {**parent.fixed, **fixed}
-    _add(Recipe(name, made, title, paper, departs=(*parent.departs, *departs), of=parent.name, fixed=shown, **card))
+    card = dataclasses.replace(parent, title=title, paper=paper, departs=(*parent.departs, *departs))
+    _add(dataclasses.replace(card, name=name, fn=made, of=parent.name, fixed={**parent.fixed, **fixed}))
     return made
 
 
@@ -111,7 +110,7 @@ def _add(one: Recipe) -> None:
 
 
 def registered() -> dict[str, Recipe]:
-    """Imports limbeck's recipes and those of installed packages (entry points `limbeck.recipes`), and returns them by name."""
+    """Imports limbeck's recipes and those of the entry points `limbeck.recipes`, and returns all by name."""
     _load()
     return dict(sorted(_registry.items()))
 
@@ -128,7 +127,7 @@ def _load() -> None:
 
 
 def find(name_or_path: str) -> Recipe:
-    """Returns a recipe by its name, or a user's function as `file.py:function` (no decorator, no registration needed)."""
+    """Returns a recipe by its name, or a user's function as `file.py:function` (nothing to register)."""
     if ".py:" in name_or_path or name_or_path.endswith(".py"):
         return _in_file(name_or_path)
     known = registered()
@@ -150,7 +149,9 @@ def _in_file(target: str) -> Recipe:
         functions = [k for k, v in own.items() if inspect.isfunction(v) and not k.startswith("_")]
         near = get_close_matches(name, functions, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(functions) or 'no function'}."
-        raise LimbeckError(f"{path.name} has no function {name!r}; {hint}" if name else f"name a function of it, {path.name}:…; {hint}")
+        raise LimbeckError(
+            f"{path.name} has no function {name!r}; {hint}" if name else f"name a function of it, {path.name}:…; {hint}"
+        )
     fn = own[name]
     for held in _registry.values():
         if held.fn is fn:

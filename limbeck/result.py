@@ -58,7 +58,7 @@ def _part(run: Any, kind: str, value: Any, suffix: str) -> dict[str, Any]:
         json.dumps(data)
     except TypeError:
         raise LimbeckError(
-            f"the recipe returned a {type(value).__name__}; return a Table, a Model, a Report, JSON data, or a tuple of them."
+            f"a recipe returned a {type(value).__name__}; return a Table, a Model, a Report, JSON, or a tuple."
         ) from None
     part = {"kind": kind, "digest": fingerprint(data, "the result"), "data": data}
     return part | {"text": str(value)} if kind == "report" else part
@@ -70,7 +70,14 @@ def _rows(run: Any, rows: Table, suffix: str) -> dict[str, Any]:
     rows.to_parquet(scratch, lineage=True)
     scratch.rename(path)
     stage = rows.describe()
-    return {"kind": "table", "path": path.name, "rows": len(rows), "columns": rows.columns, "digest": rows.digest, "stage": stage}
+    return {
+        "kind": "table",
+        "path": path.name,
+        "rows": len(rows),
+        "columns": rows.columns,
+        "digest": rows.digest,
+        "stage": stage,
+    }
 
 
 def _model(run: Any, model: Model, suffix: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Serves any model over the OpenAI chat protocol, for trying a method against a real server on one's own machine.
 
-Not a production server: one process, no keys, no streaming. (`transformers serve` needs packages that limbeck does not.)
+Not a production server: one process, no keys, no streaming. (`transformers serve` needs further packages.)
 """
 
 import asyncio
@@ -60,7 +60,9 @@ def serve(model: Model, port: int = 8000, host: str = "127.0.0.1") -> None:
             try:
                 await site.start()
             except OSError as error:
-                raise LimbeckError(f"port {port} on {host} cannot be used ({error.strerror}); give another --port.") from None
+                raise LimbeckError(
+                    f"port {port} on {host} cannot be used ({error.strerror}); give another --port."
+                ) from None
             print(f"{model.name} at http://{host}:{runner.addresses[0][1]}/v1", flush=True)
             await asyncio.Event().wait()
         finally:
@@ -109,7 +111,7 @@ def _choice(index: int, reply: Reply) -> dict[str, Any]:
 
 
 def _token(token: dict[str, Any]) -> dict[str, Any]:
-    shown = {k: token[k] for k in ("token", "logprob", "bytes") if k in token}
+    shown: dict[str, Any] = {k: token[k] for k in ("token", "logprob", "bytes") if k in token}
     if "top" in token:
         shown["top_logprobs"] = [_token(t) for t in token["top"]]
     return shown

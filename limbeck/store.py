@@ -54,7 +54,7 @@ class Writer:
         self.count += 1
         if len(self._rows) >= BATCH:
             if self._spool is None:
-                self._spool = tempfile.TemporaryFile(dir=self.path.parent)
+                self._spool = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 (closed with the writer)
             pickle.dump(self._rows, self._spool, pickle.HIGHEST_PROTOCOL)
             self._rows = []
 

@@ -205,13 +205,15 @@ class Table:
 
     @staticmethod
     def from_hf(source: Any, *, split: str | None = None, config: str | None = None) -> "Table":
-        """Reads a Hugging Face dataset: "org/name", "hf://org/name" or a loaded `datasets.Dataset`. Needs `datasets`."""
+        """Reads a Hugging Face dataset: "org/name", "hf://org/name" or a loaded `datasets.Dataset`."""
         name = "hf"
         if isinstance(source, str):
             try:
                 import datasets
             except ImportError:
-                raise LimbeckError('from_hf wants `datasets`, which is not installed: pip install "limbeck[train]".') from None
+                raise LimbeckError(
+                    'from_hf wants `datasets`, which is not installed: pip install "limbeck[train]".'
+                ) from None
             name = _stem(source)
             try:
                 source = datasets.load_dataset(source.removeprefix("hf://"), config, split=split)
@@ -291,7 +293,7 @@ class Stored(Table):
 
 
 class Stage(Stored):
-    """A row-wise operation's output: its new columns, beside an index into its parent's rows (which never goes back)."""
+    """A row-wise operation's output: its new columns, beside an index, never going back, into its parent's rows."""
 
     @property
     def columns(self) -> list[str]:
@@ -300,7 +302,7 @@ class Stage(Stored):
     def tracked(self) -> Iterator[Row]:
         own_columns = list(self.meta["columns"])
         before = enumerate(self.parents[0].tracked())
-        at, parent = -1, {}
+        at, parent = -1, dict[str, Any]()
         own = store.read(self.path / "rows.parquet", [*own_columns, "_parent", "_changed"])
         for i, new in enumerate(own):
             while at < new["_parent"]:

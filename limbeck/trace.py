@@ -1,4 +1,4 @@
-"""Walks one row back: judged answer, training row, verdicts, calls with prompt, raw reply and price, down to the seed."""
+"""Walks one row back: judged answer, training row, verdicts, calls with prompt, reply and price, down to the seed."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ def _ident(directory: Path, row: str) -> str:
         return row
     result = directory / "rows.parquet"
     if not result.exists():
-        raise LimbeckError(f"{directory} has no rows.parquet yet; give a lineage id such as 'ask-…:17', or finish the run.")
+        raise LimbeckError(
+            f"{directory} has no rows.parquet yet; give a lineage id such as 'ask-…:17', or finish the run."
+        )
     if not row.isdigit():
         raise LimbeckError(f"a row is a number or a lineage id such as 'ask-1a2b3c4d5e6f7a8b:17'; it is {row!r}.")
     found = _at(result, int(row))
@@ -43,9 +45,7 @@ def _ident(directory: Path, row: str) -> str:
     return found["_row"]
 
 
-def _walk(
-    directory: Path, ident: str, depth: int, ledger: Ledger, steps: list[dict[str, Any]], seen: set[str]
-) -> None:
+def _walk(directory: Path, ident: str, depth: int, ledger: Ledger, steps: list[dict[str, Any]], seen: set[str]) -> None:
     if ident in seen:
         return
     seen.add(ident)
@@ -77,7 +77,9 @@ def _at(path: Path, index: int) -> dict[str, Any]:
     """One row of a Parquet file, reading only the row group that holds it."""
     with pq.ParquetFile(path) as file:
         if not 0 <= index < file.metadata.num_rows:
-            raise LimbeckError(f"{path.parent.name}/{path.name} has rows 0 to {file.metadata.num_rows - 1}; not {index}.")
+            raise LimbeckError(
+                f"{path.parent.name}/{path.name} has rows 0 to {file.metadata.num_rows - 1}; not {index}."
+            )
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             if index < size:

@@ -1,4 +1,4 @@
-"""What the kill tests and `benchmarks/kill.py` share: a torch-free child that runs two asks and a filter, and its killer.
+"""What the kill tests and `benchmarks/kill.py` share: a torch-free child with two asks and a filter, and its killer.
 
 As a process: python -m tests.durability URL DIRECTORY ROWS
 """

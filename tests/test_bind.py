@@ -45,7 +45,9 @@ def bare(rows, teacher, x=None, seed=0):
 
 
 def test_annotations_bind(rows):
-    words = f"prompts={rows} teacher=fake/echo n=3 rate=2 name=7 fast=yes kind=random ops=a,b steps=[1, 2] temperature=null"
+    words = (
+        f"prompts={rows} teacher=fake/echo n=3 rate=2 name=7 fast=yes kind=random ops=a,b steps=[1, 2] temperature=null"
+    )
     given_ = pairs(words.replace("[1, 2]", "[1,2]").split())
     bound = bind(typed, given_, "typed")
     assert bound["prompts"] == Source(rows)

@@ -261,6 +261,8 @@ def test_a_tuple_of_results(place, call):
     code, _, _ = call("run", "two.py:method", "rows=p.jsonl", "n=3", "--out", "out")
     parts = json.loads(Path("out/result.json").read_text())["parts"]
     assert code == 0 and [p["kind"] for p in parts] == ["table", "table", "value"]
-    assert [len(Table.from_parquet(f"out/{p['path']}")) for p in parts[:2]] == [10, 3] and parts[2]["data"] == {"answer": 42}
+    assert [len(Table.from_parquet(f"out/{p['path']}")) for p in parts[:2]] == [10, 3] and parts[2]["data"] == {
+        "answer": 42
+    }
     code, _, err = call("run", "two.py:odd", "rows=p.jsonl", "--out", "odd")
     assert code == 2 and "returned a object" in err

@@ -50,7 +50,9 @@ def test_a_failing_row_does_not_hold_up_the_others(run):
         return text
 
     assert len(lb.ask(rows(10), Fake(brain, concurrency=1), "{prompt}")) == 10
-    assert order[0] == "question 0" and order.index("question 9") < len(order) - 1 - order[::-1].index("question 0") + 10
+    assert (
+        order[0] == "question 0" and order.index("question 9") < len(order) - 1 - order[::-1].index("question 0") + 10
+    )
     assert order[1] == "question 1" and order.count("question 0") == 2
 
 
@@ -160,8 +162,10 @@ def test_a_budget_in_money_reserves_the_worst_price_first(tmp_path):
 def test_a_cap_without_a_bound_or_price_is_told_before_the_first_call(tmp_path):
     calls = []
     for caps, options, says in (
-        ("$1", {"price": None}, "wants a price"), ("$1", {"price": Price(1, 1)}, "no max_tokens"), ("9k tokens", {}, "no max_tokens"),
-    ):  # fmt: skip
+        ("$1", {"price": None}, "wants a price"),
+        ("$1", {"price": Price(1, 1)}, "no max_tokens"),
+        ("9k tokens", {}, "no max_tokens"),
+    ):
         model = Fake(lambda r: calls.append(r) or "x", **options)
         limit = 10 if says == "wants a price" else None
         with pytest.raises(lb.LimbeckError, match=says), lb.Run(tmp_path, budget=caps, progress=False):
@@ -177,7 +181,9 @@ def test_ctrl_c_drains_keeps_what_came_and_goes_on_later(tmp_path):
         "    lb.ask(lb.Table.from_rows({'prompt': f'question {i}'} for i in range(200)), model, '{prompt}')\n"
     )
     with loopback(latency=0.05) as server:
-        child = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, server.url, str(tmp_path)], stderr=subprocess.PIPE, text=True
+        )
         while server.bought < 20:
             time.sleep(0.01)
         os.kill(child.pid, signal.SIGINT)

@@ -87,7 +87,9 @@ def write(path, text, stamp):
 def test_code_of_modules_imported_from_the_same_folder_counts(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     write(tmp_path / "helper_of_mine.py", "import json\ndef twice(x): return 2 * x\n", 1)
-    write(tmp_path / "mine_rules.py", "from helper_of_mine import twice\ndef rule(row): return twice(row['n']) > 1\n", 1)
+    write(
+        tmp_path / "mine_rules.py", "from helper_of_mine import twice\ndef rule(row): return twice(row['n']) > 1\n", 1
+    )
     rule = load(tmp_path, "mine_rules").rule
     before = code_digest(rule)
     assert code_digest(rule) == before

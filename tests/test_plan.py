@@ -1,4 +1,4 @@
-"""What a run will cost is known before: an upper bound that holds, or the word unbounded; an estimate from real rows."""
+"""What a run costs is known before: an upper bound that holds, or the word unbounded; an estimate from real rows."""
 
 import math
 import zlib

@@ -77,7 +77,9 @@ def test_every_recipe_has_a_whole_card():
 def test_a_function_in_a_file_needs_nothing(tmp_path):
     (tmp_path / "helping.py").write_text("TIMES = 2\n")
     path = tmp_path / "mine.py"
-    path.write_text("from helping import TIMES\n\ndef method(rows):\n    '''Doubles.'''\n    return rows * TIMES\n\n_x = 1\n")
+    path.write_text(
+        "from helping import TIMES\n\ndef method(rows):\n    '''Doubles.'''\n    return rows * TIMES\n\n_x = 1\n"
+    )
     found = find(f"{path}:method")
     assert found.fn(3) == 6 and found.name == "mine:method" and found.title == "Doubles."
     for target, words in [

@@ -11,6 +11,7 @@ from limbeck import checks, report, result
 from limbeck.errors import LimbeckError, Refused
 from limbeck.models.base import Price
 from limbeck.models.fake import Fake
+from limbeck.report.curve import svg
 
 EVIL = "<script>alert(1)</script>"
 
@@ -26,7 +27,9 @@ def teacher(request):
 def made(tmp_path):
     """A run with a funnel, three evaluations and two trainings' logs."""
     with lb.Run(tmp_path / "run", progress=False) as run:
-        rows = lb.Table.from_rows([{"prompt": f"{EVIL} what is {i}", "answer": str(i % 9)} for i in range(12)], name="seeds")
+        rows = lb.Table.from_rows(
+            [{"prompt": f"{EVIL} what is {i}", "answer": str(i % 9)} for i in range(12)], name="seeds"
+        )
         model = Fake(teacher, "openai/<b>", price=Price(1.0, 2.0))
         kept = lb.keep(lb.ask(rows, model, "{prompt}"), checks.correct())
         scored = [lb.evaluate(Fake(teacher, name), lb.Task(rows, name="exam")) for name in ("small", "large")]
@@ -54,18 +57,22 @@ def test_the_page_tells_the_whole_run(made):
     funnel = text[text.index("From seed to rows") : text.index("Training")]
     counts = [int(n) for n in re.findall(r'class="count">(\d+)<', funnel)]
     assert counts == [12, 11, kept] and "seeds (read in)" in funnel and "keep correct" in funnel
-    reasons = dict(re.findall(r"<li><b>(\d+)</b> ([^<]+)</li>", funnel))
-    assert sum(map(int, reasons)) == 12 - kept and "refused: content filter" in reasons.values()
+    reasons = {reason: int(n) for n, reason in re.findall(r"<li><b>(\d+)</b> ([^<]+)</li>", funnel)}
+    assert sum(reasons.values()) == 12 - kept and reasons["refused: content filter"] == 1
     scores = text[text.index("How good it is") : text.index("From seed")]
     assert "small" in scores and "large" in scores and "exam" in scores and scores.count('class="range"') == 2
-    assert "student-aaaa: loss 1 after 2 steps, 61 s" in text and "student-bbbb" not in text  # no training of this run's
+    assert (
+        "student-aaaa: loss 1 after 2 steps, 61 s" in text and "student-bbbb" not in text
+    )  # no training of this run's
     assert text.count("<polyline") == 1
 
 
 def test_rows_come_with_their_lineage_and_rejects_with_an_example(made):
     text = page(made)
     trail = text[text.index("Rows and where they come from") : text.index("Left out")]
-    assert "seeds-" in trail and "ask-" in trail and "keep-" in trail and "answered" in trail and "It is #### 0" in trail
+    assert (
+        "seeds-" in trail and "ask-" in trail and "keep-" in trail and "answered" in trail and "It is #### 0" in trail
+    )
     left = text[text.index("Left out") :]
     assert "no final answer" in left and "no idea" in left
 
@@ -73,7 +80,7 @@ def test_rows_come_with_their_lineage_and_rejects_with_an_example(made):
 def test_nothing_is_loaded_and_nothing_runs(made):
     text = page(made)
     assert "<script" not in text and EVIL not in text and "&lt;script&gt;" in text and "<b>'" not in text
-    assert not re.search(r"""(src|href)=["']?(?!https://arxiv\.org)""", text)
+    assert "src=" not in text and re.findall(r"href=(.{20})", text) == ['"https://arxiv.org/a']
     assert "@import" not in text and "url(" not in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
 
@@ -96,12 +103,12 @@ def test_a_folder_that_is_no_run_is_an_error(tmp_path):
 
 
 def test_a_curve_stays_in_its_frame():
-    drawn = report._svg([(0, 5.0), (10, -1.0), (20, 2.0)], [])
+    drawn = svg([(0, 5.0), (10, -1.0), (20, 2.0)], [])
     points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]+)"', drawn)[1].split()]
     width, height = map(float, re.search(r'viewBox="0 0 (\d+) (\d+)"', drawn).groups())
     assert all(0 <= x <= width and 0 <= y <= height for x, y in points)
     assert points[0][1] < points[2][1] < points[1][1]  # a smaller loss is drawn lower
-    assert report._svg([(0, 1.0)], []) == "" and "nan" not in report._svg([(0, 0.0), (1, 0.0)], [])
+    assert svg([(0, 1.0)], []) == "" and "nan" not in svg([(0, 0.0), (1, 0.0)], [])
 
 
 @pytest.mark.parametrize(

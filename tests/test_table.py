@@ -2,7 +2,6 @@
 
 import gzip
 import json
-
 import subprocess
 import sys
 
@@ -17,9 +16,13 @@ from limbeck import store
 from limbeck.table import Stored
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3), max_leaves=6)
+values = st.recursive(
+    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3), max_leaves=6
+)
 turns = st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.text()}), max_size=3)
-rows_of_json = st.lists(st.dictionaries(st.sampled_from(["a", "b", "c", "é", "", "a.b"]), values | turns, max_size=4), max_size=8)
+rows_of_json = st.lists(
+    st.dictionaries(st.sampled_from(["a", "b", "c", "é", "", "a.b"]), values | turns, max_size=4), max_size=8
+)
 
 
 def plain(rows):

@@ -9,7 +9,9 @@ from limbeck.trace import trace
 
 @pytest.fixture
 def made(tmp_path):
-    writer = Fake(lambda r: lb.Reply(f"re {r.messages[-1]['content']}", prompt_tokens=4, completion_tokens=2, cost=0.25))
+    writer = Fake(
+        lambda r: lb.Reply(f"re {r.messages[-1]['content']}", prompt_tokens=4, completion_tokens=2, cost=0.25)
+    )
     judge = Fake(lambda r: "Score: 4", name="judge")
     rate = lb.Prompt("rate", "Rate {response}", ("response",), "score", lb.parse.get("number"))
     with lb.Run(tmp_path, progress=False):
@@ -39,7 +41,9 @@ def test_any_stage_row_is_traced_by_its_id(made):
     assert trace(directory, by_number[2]["id"])[0] == by_number[2] | {"depth": 0}
 
 
-@pytest.mark.parametrize(("row", "says"), [("99", "rows 0 to 3"), ("x", "number or a lineage id"), ("gone-1:0", "no stage")])
+@pytest.mark.parametrize(
+    ("row", "says"), [("99", "rows 0 to 3"), ("x", "number or a lineage id"), ("gone-1:0", "no stage")]
+)
 def test_rows_that_are_not_there_are_told(made, row, says):
     with pytest.raises(lb.LimbeckError, match=says):
         trace(made[0], row)

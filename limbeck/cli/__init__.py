@@ -43,15 +43,23 @@ def run(
     target: Annotated[str, typer.Argument(help="A recipe's name, file.py:function, or config.yaml.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="name=value …; see `limbeck show RECIPE`.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. Default: runs/RECIPE.")] = None,
-    budget: Annotated[str | None, typer.Option(help='A hard cap for the directory: "$5", "100 calls", "1M tokens".')] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Buy nothing; say what would be asked and its price.")] = False,
-    pilot: Annotated[int | None, typer.Option(min=1, help="Run K rows, train nothing, and say what all would cost.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help='A hard cap for the directory: "$5", "100 calls", "1M tokens".')
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Buy nothing; say what would be asked and its price.")
+    ] = False,
+    pilot: Annotated[
+        int | None, typer.Option(min=1, help="Run K rows, train nothing, and say what all would cost.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N rows of each table.")] = None,
     rename: Annotated[list[str] | None, typer.Option(help="old=new: a column of the tables by another name.")] = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Buy again what a changed prompt or changed code covers.")
     ] = False,
-    reuse: Annotated[list[Path] | None, typer.Option(help="An earlier run directory whose replies are taken over.")] = None,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="An earlier run directory whose replies are taken over.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The recipe's seed.")] = None,
 ) -> None:
     """Run a recipe; run it again to go on where it stopped: nothing is bought twice."""
@@ -112,7 +120,9 @@ def trace(
 @app.command()
 def gc(
     directory: Annotated[Path, typer.Argument(help="A run directory.")],
-    model: Annotated[list[str] | None, typer.Option(help="A trained model to remove too, by its name in models/.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A trained model to remove too, by its name in models/.")
+    ] = None,
 ) -> None:
     """Remove the stages that the last finished run did not use; never the ledger."""
     from ..store import gc as it

@@ -83,7 +83,9 @@ def export(directory: Path, format: str, out: Path | None, partial: bool) -> Non
     elif path.exists() and (directory / "result.json").exists():
         rows = Table.from_parquet(path)
     elif (directory / "run.json").exists():
-        raise LimbeckError(f"the run in {directory} is not done; run it again to go on, or export its finished rows with --partial.")
+        raise LimbeckError(
+            f"the run in {directory} is not done; run it again to go on, or export its finished rows with --partial."
+        )
     else:
         raise LimbeckError(f"{directory} is no run directory; give the --out of a `limbeck run`.")
     target = out or directory / f"rows{formats.FORMATS[format][1]}"
@@ -162,7 +164,9 @@ def _check_directory(out: Path, name: str) -> dict[str, Any]:
     held = json.loads(path.read_text())
     if held["recipe"] != name:
         other = out.with_name(f"{out.name}-{name.replace(':', '-')}")
-        raise LimbeckError(f"{out} holds a run of {held['recipe']!r}; give {name!r} its own directory, such as --out {other}.")
+        raise LimbeckError(
+            f"{out} holds a run of {held['recipe']!r}; give {name!r} its own directory, such as --out {other}."
+        )
     return held
 
 
@@ -214,7 +218,9 @@ def _salvaged(directory: Path) -> Table:
         made = salvage.rows if salvage.rows is not None else made
         rows = next((p for p in (made if isinstance(made, tuple) else (made,)) if isinstance(p, Table)), None)
         if rows is None:
-            raise LimbeckError(f"{method.name} in {directory} has bought all its rows and was about to train; run it again to go on.")
+            raise LimbeckError(
+                f"{method.name} in {directory} has bought all its rows and was about to train; run it again to go on."
+            )
         return rows
 
 

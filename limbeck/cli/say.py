@@ -4,19 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
-def money(dollars: float | None) -> str:
-    """Dollars in words: two digits, four for what is under a cent."""
-    if dollars is None:
-        return "price unknown"
-    return f"${dollars:,.2f}" if dollars >= 0.01 or dollars == 0 else f"${dollars:.4f}"
+from ..report.words import money
 
 
 def pilot(found: dict[str, Any], spent: dict[str, float], rows: int, of: int) -> Iterator[str]:
     """What the first rows took, and what all will at that rate. The pilot's replies are not bought again."""
     yield f"pilot: {rows:,} of {of:,} rows; {spent['calls']:,.0f} calls bought now, {money(spent['money'])}"
     calls, low, high = found["calls"]
-    yield f"all {of:,} rows at this rate: {calls:,.0f} calls ({low:,.0f} to {high:,.0f}), {_tokens(found['tokens'])}, {_range(found['money'])}"
+    rate = f"{calls:,.0f} calls ({low:,.0f} to {high:,.0f}), {_tokens(found['tokens'])}, {_range(found['money'])}"
+    yield f"all {of:,} rows at this rate: {rate}"
     yield "what the pilot bought is kept: the same command without --pilot buys only the rest"
 
 
@@ -32,7 +28,8 @@ def summary(
     name: str, out: Path, saved: dict[str, Any], spent: dict[str, float], rejects: dict[str, int], seconds: float
 ) -> Iterator[str]:
     """What a run made, where it lies, what it cost and what was left out."""
-    yield f"{name}: done in {seconds:.0f} s, {spent['calls']:,.0f} calls bought, {spent['tokens']:,.0f} tokens, {money(spent['money'])}"
+    took = f"{spent['calls']:,.0f} calls bought, {spent['tokens']:,.0f} tokens, {money(spent['money'])}"
+    yield f"{name}: done in {seconds:.0f} s, {took}"
     for part in saved["parts"]:
         if part["kind"] == "table":
             yield f"  {part['rows']:,} rows   {out / part['path']}"

@@ -104,7 +104,8 @@ def trace(directory: Path, row: str, as_json: bool) -> None:
             print(f"{pad}  {name}: {_short(value)}")
         for call in step["calls"]:
             cost = "price unknown" if call["cost"] is None else f"${call['cost']:.6f}"
-            print(f"{pad}  call {call['key'][:16]} {call['served'] or ''} {call['prompt_tokens']}+{call['completion_tokens']} tokens, {cost}")
+            tokens = f"{call['prompt_tokens']}+{call['completion_tokens']} tokens"
+            print(f"{pad}  call {call['key'][:16]} {call['served'] or ''} {tokens}, {cost}")
             for message in (call["request"] or {}).get("messages", []):
                 print(f"{pad}    {message.get('role')}: {_short(message.get('content'))}")
             reply = (call["reply"] or {}).get("text") if call["reply"] else f"refused: {call['refused']}"

@@ -16,7 +16,7 @@ def record_of(columns: Sequence[str]) -> Callable[[Row], Row]:
     if {"prompt", "response"} <= have:
         return _completion
     raise LimbeckError(
-        f"TRL's records want prompt and response, messages, or prompt, chosen and rejected; the rows have {list(columns)}."
+        f"trl wants prompt and response, messages, or prompt, chosen and rejected; the rows have {list(columns)}."
     )
 
 

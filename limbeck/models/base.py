@@ -83,7 +83,9 @@ class Model:
 
         Raises Refused for a request that will never be answered, EndpointFailure for one that may be later.
         """
-        raise TypeError(f"{type(self).__name__} does not say how it answers: write `async def reply(self, request, key)`.")
+        raise TypeError(
+            f"{type(self).__name__} does not say how it answers: write `async def reply(self, request, key)`."
+        )
 
     def prompt_tokens_at_most(self, request: Request) -> int:
         """An upper bound of the prompt's tokens: a token is at least one byte, plus what the chat template adds."""

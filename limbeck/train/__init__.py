@@ -1,12 +1,7 @@
-"""Training: `train(student, rows, objective)` gives a model again. Torch is loaded only where there is work.
-
-`limbeck.train` names both this package and its function: the module can be called.
-"""
+"""Training: `train(student, rows, objective)` gives a model again. Torch is loaded only where there is work."""
 
 import json
 import os
-import sys
-import types
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -62,11 +57,3 @@ def train(
         told = {k: v for k, v in meta.items() if k not in ("hparams", "versions")}
         run.event("train", **told, path=str(path.relative_to(run.dir)), reused=reused)
     return trained(path, name=name, digest=key)
-
-
-class _Callable(types.ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> base.Model:
-        return train(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable

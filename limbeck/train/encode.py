@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jinja2
 import torch
 
 from ..errors import LimbeckError
@@ -22,7 +23,10 @@ CHUNK = 512  # rows per call of the tokenizer
 
 @dataclasses.dataclass(slots=True)
 class Example:
-    """One sequence: ids (L,) int32, learn (L,) bool; the first `prompt` ids are what its last answer replies to."""
+    """One sequence: ids (L,) int32, learn (L,) bool; the first `prompt` ids are what its last answer replies to.
+
+    `prompt` is 0 where that was cut off: nobody can answer it anew.
+    """
 
     ids: torch.Tensor
     learn: torch.Tensor
@@ -103,7 +107,7 @@ def _add(
     made.cut += any(learn[max_length:])
     # Nothing is learned behind the last learned token, so it is not read either.
     size = min(max_length, len(learn) - learn[::-1].index(True) if any(learn) else len(flat))
-    made.add(flat[:size], learn[:size], prompt)
+    made.add(flat[:size], learn[:size], prompt if prompt < max_length else 0)
     return None
 
 
@@ -121,10 +125,13 @@ def _pieces(tokenizer: Any, row: dict[str, Any], answers: bool) -> list[Piece] |
     if not tokenizer.chat_template:
         pieces = _plain(tokenizer, messages)
         return pieces if answers else pieces[:1]
-    if answers:
-        return turns(tokenizer, messages)
-    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
-    return [(render(tokenizer, messages[:last], ask=True), False)] if last else Reject("nothing before the answer")
+    try:
+        if answers:
+            return turns(tokenizer, messages)
+        last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
+        return [(render(tokenizer, messages[:last], ask=True), False)] if last else Reject("nothing before the answer")
+    except jinja2.TemplateError as e:  # the template's own words: "roles must alternate"
+        return Reject(f"the chat template refuses it: {e}")
 
 
 def render(tokenizer: Any, messages: list[dict[str, Any]], ask: bool = False) -> str:
@@ -152,9 +159,7 @@ def turns(tokenizer: Any, messages: list[dict[str, Any]]) -> list[Piece]:
         return [*pieces, (whole[done:], False)] if done < len(whole) else pieces
     before, answer = render(tokenizer, messages[:last], ask=True), messages[last]["content"]
     if (opened := re.search(r"(<\w+>)\s*$", before)) and answer.lstrip().startswith(opened[1]):
-        answer = answer.lstrip()[len(opened[1]) :].lstrip(
-            "\n"
-        )  # the generation prompt has opened the reasoning already
+        answer = answer.lstrip().removeprefix(opened[1]).lstrip("\n")  # the prompt has opened the reasoning already
     return [(before, False), (answer, True)]
 
 

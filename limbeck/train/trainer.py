@@ -92,6 +92,8 @@ class Trainer(transformers.Trainer):
         rows = [draft.examples for draft in drafts]
         if who != "data":
             model = self.accelerator.unwrap_model(self.model)
+            if hasattr(model, "get_base_model"):
+                model = model.get_base_model()  # the adapter is inside it; peft's own forward hides position_ids
             if who == "teacher":
                 model = self.teachers[next(t.teacher.digest for t in stream.terms if t.teacher is not None)].weights
             rows = write(model, drafts, stream.text, seed, self.ends, self.max_length)

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .. import models, parse, prompt as prompts
+from .. import models, parse
+from .. import prompt as prompts
 from ..engine import Buying, Job, wait
 from ..errors import ChangedError, LimbeckError
 from ..fingerprint import canonical, data_half, digest
@@ -265,16 +266,14 @@ class _Asking:
             spent = run.ledger.spent()
             price = f", about ${spent['money'] / spent['calls'] * again:.2f}" if spent["money"] else ""
             raise ChangedError(
-                f"{again} calls of ask {site} ({self.label}) are paid for already, but the prompt or the code changed and they would be "
-                f"bought again{price}; undo the change, or go on with --accept-changes."
+                f"{again} calls of ask {site} ({self.label}) are paid for already, but the prompt or the "
+                f"code changed and they would be bought again{price}; undo the change, or go on with --accept-changes."
             )
 
     # -- from reply to columns
     def stage(self, run: Run, site: str) -> Table:
         """Buys what is missing and stores the answers: the whole of ask, where nothing is only planned."""
-        return row_stage(
-            "ask", self.rows, self.parameters(), lambda it: self.answers(run, site, it), code=data_half()
-        )
+        return row_stage("ask", self.rows, self.parameters(), lambda it: self.answers(run, site, it), code=data_half())
 
     def answers(self, run: Run, site: str, rows: Iterator[tuple[int, Row]]) -> Iterator[Made]:
         self.buy(run, site)

@@ -31,7 +31,7 @@ def score(rows: Table, judge: Judge, into: str = "score") -> Table:
         by_row = itertools.groupby(stored, key=lambda vote: vote["_parent"])
         at, votes = next(by_row, (None, iter(())))
         for index, row in it:
-            numbers, calls = [], []
+            numbers, calls = list[float](), list[str]()
             if at == index:
                 for vote in votes:
                     calls.extend(vote["_call"] or ())
@@ -115,7 +115,7 @@ def pair(
     rejected: str = "worst",
     seed: int = 0,
 ) -> Table:
-    """Makes one preference pair of each group: the best `response` as `chosen`, the worst or a random one as `rejected`.
+    """Makes one preference pair of each group: the best `response` is `chosen`, the worst or a random one `rejected`.
 
     The two must differ by more than `margin` in `on`, so ties make no pair. Rows outside a pair become rejects.
     """
@@ -148,5 +148,3 @@ def _agreed(members: list[Row]) -> Row:
     """The columns, unreserved, in which all rows of a group have the same value."""
     first = members[0]
     return {k: v for k, v in first.items() if k not in store.RESERVED and all(m.get(k) == v for m in members)}
-
-

@@ -151,7 +151,7 @@ def where(rows: Table, rule: Callable[[Row], bool] | None = None, **equal: Any) 
 
 
 def shots(pool: Table, k: int, n: int, seed: int = 0, on: str = "prompt", into: str = "shots") -> Table:
-    """Makes `n` rows that each show `k` different rows of the pool as one numbered text (fewer if the pool is smaller)."""
+    """Makes `n` rows that each show `k` different rows of the pool (all, if it has fewer) as one numbered text."""
     pool.need("shots", on)
     if k < 1 or n < 1:
         raise LimbeckError(f"shots wants k and n of at least 1; it got k={k}, n={n}.")

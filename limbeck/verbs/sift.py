@@ -54,7 +54,7 @@ def dedup(
     rows: Table,
     on: str | Sequence[str] = "prompt",
     like: float | None = None,
-    against: Sequence[Table] = (),
+    against: Table | Sequence[Table] = (),
     by: str | None = None,
 ) -> Table:
     """Keeps the first of rows that are equal in `on`, or whose ROUGE-L F to an earlier one is at least `like`.
@@ -64,7 +64,7 @@ def dedup(
     """
     columns = [on] if isinstance(on, str) else list(on)
     grouped = [by] if by else []
-    against = list(against) if isinstance(against, list | tuple) else [against]
+    against = [against] if isinstance(against, Table) else list(against)
     for table in (rows, *against):
         table.need("dedup", *columns, *grouped)
     if like is not None and (len(columns) > 1 or not 0 < like <= 1):
@@ -114,8 +114,8 @@ def pick(
 ) -> Table:
     """Keeps `k` rows of each group (of the whole table without `by`): the highest in `on`, or drawn by `seed`.
 
-    With `vote`, keeps the rows whose value in that column is the group's most frequent one (the first, in a tie), all of
-    them unless `k` says how many (self-consistency, Wang et al. 2023). `k` is 1 otherwise.
+    With `vote`, keeps the rows whose value in that column is the group's most frequent one (the first, in a tie): all
+    of them unless `k` says how many (self-consistency, Wang et al. 2023). `k` is 1 otherwise.
     """
     groups = [by] if isinstance(by, str) else list(by or ())
     rows.need("pick", *groups, *([on] if isinstance(on, str) else []), *([vote] if vote else []))
@@ -162,12 +162,16 @@ def pick(
 def mix(tables: Sequence[Table], shares: Sequence[float], n: int | None = None, seed: int = 0) -> Table:
     """Draws rows from several tables in the given shares: `n` in all, or as many as the shares allow. A view."""
     if len(tables) != len(shares) or not tables or min(shares) <= 0:
-        raise LimbeckError(f"mix wants one positive share for each table; it got {len(tables)} tables, shares {shares}.")
+        raise LimbeckError(
+            f"mix wants one positive share for each table; it got {len(tables)} tables, shares {shares}."
+        )
     parts = [share / sum(shares) for share in shares]
     most = min(int(t.size / part + 1e-9) for t, part in zip(tables, parts, strict=True))
     total = most if n is None else n
     if total > most:
-        raise LimbeckError(f"mix of {total} rows in the shares {list(shares)} wants more than there is; at most n={most}.")
+        raise LimbeckError(
+            f"mix of {total} rows in the shares {list(shares)} wants more than there is; at most n={most}."
+        )
     counts = [int(total * part + 1e-9) for part in parts]
     by_rest = sorted(range(len(parts)), key=lambda i: counts[i] - total * parts[i])
     for i in by_rest[: total - sum(counts)]:

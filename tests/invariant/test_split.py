@@ -79,7 +79,8 @@ models = HF(student, name="student", device="cpu"), HF(teacher, name="teacher", 
 # Each process has its own store and ledger; the models directory is the shared one.
 with Run(out + "/run" + os.environ["RANK"], progress=False) as run:
     shared = pathlib.Path(out, "shared"); shared.mkdir(exist_ok=True); (run.dir / "models").symlink_to(shared)
-    model = train(models[0], lessons(22), objective(models, "sum"), num_train_epochs=2, per_device_train_batch_size=4, **PLAIN)
+    settings = {"num_train_epochs": 2, "per_device_train_batch_size": 4}
+    model = train(models[0], lessons(22), objective(models, "sum"), **settings, **PLAIN)
 print(json.dumps([model.digest, str(model.path)]))
 """
     env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}

@@ -177,6 +177,18 @@ def test_what_cannot_be_learned_is_rejected_with_its_reason_and_counts_add_up():
     assert alone.rejects[0][1].reason == "the prompt alone fills max_length"
 
 
+def test_what_the_template_refuses_is_rejected_with_its_words():
+    template = "{% if messages[0]['content'] == 'w9' %}{{ raise_exception('no w9') }}{% endif %}" + TEMPLATE
+    made = encode([{"prompt": p, "response": "w2"} for p in ("w9", "w1")], word_tokenizer(template=template), 64)
+    assert [(i, why.reason) for i, why in made.rejects] == [(0, "the chat template refuses it: no w9")]
+
+
+def test_a_conversation_cut_before_its_last_answer_has_no_prompt_to_answer_anew():
+    turns = [("user", "w1"), ("assistant", "w2"), ("user", "w3 w3 w3 w3"), ("assistant", "w4")]
+    made = encode([{"messages": [{"role": r, "content": c} for r, c in turns]}], word_tokenizer(), 10)
+    assert made[0].prompt == 0 and made[0].learn.any()
+
+
 def test_a_conversation_without_a_template_is_an_error():
     turns = [{"role": r, "content": "w1"} for r in ("user", "assistant", "user", "assistant")]
     with pytest.raises(LimbeckError, match="has no chat template"):

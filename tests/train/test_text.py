@@ -1,4 +1,4 @@
-"""Who writes: shares that come out, samples that do not depend on how a step is split, and labels on what was written."""
+"""Who writes: shares that come out, samples that no split of a step changes, and labels on what was written."""
 
 import collections
 import json
@@ -92,3 +92,11 @@ def test_the_teacher_may_write(run, rows, student, tmp_path):
     ]
     one, other = map(weights_of, made)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_student_with_an_adapter_writes_what_it_would_without(run, rows, student, teacher):
+    """A fresh adapter changes nothing, so the first step's own text, from prompts of uneven lengths, is the same."""
+    own = Objective(forward_kl(), text=Text(data=0, student=1, max_tokens=8), teacher=teacher)
+    made = [train(student, rows, own, max_steps=1, use_cpu=True, lora=lora) for lora in (None, {"r": 2})]
+    first = [json.loads((run.dir / "models" / m.digest[:16] / "log.jsonl").read_text().splitlines()[0]) for m in made]
+    assert abs(first[0]["loss"] - first[1]["loss"]) < 1e-5

@@ -1,4 +1,4 @@
-"""train() end to end: a model again, once, with its curve, its rejects and its event; LoRA, several terms, held-out rows."""
+"""train() end to end: a model again, once, with its curve and rejects; LoRA, several terms, held-out rows."""
 
 import asyncio
 import json
@@ -202,12 +202,6 @@ def test_precisions_follow_each_other_in_one_process(run, rows, student):
     assert weights_of(half)["lm_head.weight"].dtype == torch.float32
     assert curve(half)[0]["loss"] == pytest.approx(curve(full)[0]["loss"], rel=0.02)
     assert curve(half)[0]["loss"] != curve(full)[0]["loss"]
-
-
-def test_the_package_can_be_called_like_the_function(run, rows, student):
-    import limbeck.train
-
-    assert limbeck.train(student, rows, **FEW).digest == train(student, rows, **FEW).digest
 
 
 def test_without_a_run_the_error_says_how_to_open_one(student):

@@ -79,7 +79,13 @@ def test_a_key_is_made_of_what_was_set_and_nothing_else(run, brain):
     lb.ask(rows(1), model, "{prompt}", into="other", temperature=None, max_tokens=None)
     lb.ask(lb.fields(rows(1), extra_column="x"), model, "{prompt}")
     assert brain.calls == 1
-    for changed in ({"temperature": 0.0}, {"max_tokens": 5}, {"salt": 1}, {"extra": {"top_k": 1}}, {"system": "be brief"}):
+    for changed in (
+        {"temperature": 0.0},
+        {"max_tokens": 5},
+        {"salt": 1},
+        {"extra": {"top_k": 1}},
+        {"system": "be brief"},
+    ):
         lb.ask(rows(1), model, "{prompt}", **changed)
     assert brain.calls == 6
 
@@ -110,7 +116,11 @@ def test_settings_may_come_from_a_column(run, brain):
 
 
 def test_chat_messages_and_prompt_names_may_come_from_a_column(run, brain):
-    chat = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}, {"role": "user", "content": "{x}"}]
+    chat = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "{x}"},
+    ]
     lb.ask(lb.Table.from_rows([{"messages": chat}]), Fake(brain), lb.Column("messages"))
     assert brain.seen[0].messages == chat  # and what a row holds is never scanned for slots
     with pytest.raises(lb.LimbeckError, match="chat messages or the name of a prompt"):
@@ -161,7 +171,9 @@ def test_a_truncated_reply_is_marked_and_kept(run):
 
 def test_meta_columns(run):
     reply = lb.Reply("yes", reasoning="because", prompt_tokens=3, completion_tokens=1, served_model="m-1")
-    (row,) = lb.ask(rows(1), Fake(lambda r: reply), "{prompt}", into="a", meta=("reasoning", "finish", "model", "usage"))
+    (row,) = lb.ask(
+        rows(1), Fake(lambda r: reply), "{prompt}", into="a", meta=("reasoning", "finish", "model", "usage")
+    )
     assert row["a_reasoning"] == "because" and row["a_finish"] == "stop" and row["a_model"] == "m-1"
     assert row["a_usage"] == {"prompt_tokens": 3, "completion_tokens": 1}
 

@@ -14,7 +14,9 @@ def table(run):
 def test_score_is_the_mean_of_the_votes_that_parsed(table):
     said = iter(["Score: 4", "Score: 2", "what?", "Score: 5", "no", "none"])
     judge = lb.Judge(Fake(lambda r: next(said), concurrency=1), "Rate: {response}", votes=2)
-    judge = lb.Judge(judge.who, lb.Prompt("rate", "Rate: {response}", ("response",), "score", lb.parse.get("number")), votes=2)
+    judge = lb.Judge(
+        judge.who, lb.Prompt("rate", "Rate: {response}", ("response",), "score", lb.parse.get("number")), votes=2
+    )
     scored = lb.score(lb.where(table, prompt="p0"), judge)
     assert [(r["response"], r["score"]) for r in scored] == [("r0", 3.0), ("r1", 5.0)]
     assert scored.meta["counts"]["rejected"] == {"the judge gave no score": 1}

@@ -12,7 +12,10 @@ def table(run):
 
 def test_fields_sets_from_templates_columns_and_functions_and_drops(table):
     made = lb.fields(table, text="{prompt}: {n}", copy=lb.Column("n"), odd=lambda r: r["n"] % 2 == 1, prompt=None)
-    assert made.head(2) == [{"n": 0, "text": "q0: 0", "copy": 0, "odd": False}, {"n": 1, "text": "q1: 1", "copy": 1, "odd": True}]
+    assert made.head(2) == [
+        {"n": 0, "text": "q0: 0", "copy": 0, "odd": False},
+        {"n": 1, "text": "q1: 1", "copy": 1, "odd": True},
+    ]
     assert made.columns == ["n", "text", "copy", "odd"]
 
 

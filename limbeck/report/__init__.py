@@ -1,4 +1,4 @@
-"""report.html: what a run did, on one page without anything to load. Funnel, rows with their lineage, cost, curves, scores."""
+"""report.html: what a run did, on one page with nothing to load: funnel, lineage, cost, curves, scores."""
 
 import json
 import re
@@ -9,12 +9,21 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import result, store
-from .errors import LimbeckError
-from .trace import trace
+from .. import result, store
+from ..errors import LimbeckError
+from ..trace import trace
+from .curve import curves
+from .words import duration, money, short
 
 _SAMPLES, _REJECTS, _LONGEST = 3, 8, 2500  # rows shown, rejected rows shown, characters of one value
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 420, 190, 44, 24  # of a curve, in SVG units
+_CALLS = {
+    "ask": "",
+    "who": "wide",
+    "bought": "number",
+    "retried": "number wide",
+    "failed": "number wide",
+    "paid": "number",
+}
 
 
 def write(directory: str | Path) -> Path:
@@ -30,14 +39,14 @@ def write(directory: str | Path) -> Path:
         _head(name, record, saved, events, stages),
         _scores(saved, events),
         _funnel(stages),
-        _curves(directory),
+        curves(directory),
         _samples(directory, saved),
         _rejected(directory, stages),
         _cost(events),
         _details(record, saved),
     ]
-    template = string.Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8"))
-    from . import __version__
+    template = string.Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    from .. import __version__
 
     page = template.substitute(
         title=escape(f"{name} - limbeck"), body="\n".join(filter(None, sections)), version=__version__,
@@ -102,7 +111,7 @@ def _label(meta: dict) -> str:
 
 
 def _head(name: str, record: dict, saved: dict, events: list[dict], stages: list[dict]) -> str:
-    closed = next((e for e in reversed(events) if e["event"] in ("open", "close")), {})
+    closed: dict[str, Any] = next((e for e in reversed(events) if e["event"] in ("open", "close")), {})
     error = closed.get("error")
     state = "stopped" if error else "done" if saved else "not done"
     card = record.get("card", {})
@@ -114,16 +123,16 @@ def _head(name: str, record: dict, saved: dict, events: list[dict], stages: list
     lines.append(f'<p class="soft">{" · ".join(told)}</p>' if told else "")
     if error:
         lines.append(f"<p>{escape(str(error).partition(': ')[2] or str(error))}</p>")
-    spent = next((e["spent"] for e in reversed(events) if "spent" in e), {})
+    spent: dict[str, Any] = next((e["spent"] for e in reversed(events) if "spent" in e), {})
     rows = next((p["rows"] for p in saved.get("parts", []) if p["kind"] == "table"), None)
     rejected = sum(sum((s["counts"].get("rejected") or {}).values()) for s in stages)
     facts = {
         "rows made": None if rows is None else f"{rows:,}",
         "left out": f"{rejected:,}" if stages else None,
         "calls": f"{spent.get('calls', 0):,}",
-        "tokens": _short(spent.get("tokens", 0)),
-        "paid": _money(spent.get("money", 0.0)),
-        "time": _duration(_worked(events)),
+        "tokens": short(spent.get("tokens", 0)),
+        "paid": money(spent.get("money", 0.0)),
+        "time": duration(_worked(events)),
     }
     cells = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items() if v is not None)
     return "\n".join([*filter(None, lines), f'<dl class="facts">{cells}</dl>'])
@@ -154,16 +163,22 @@ def _scores(saved: dict, events: list[dict]) -> str:
         shown = "{:.1%}" if share else "{:.3g}"
         value, low, high = (shown.format(d[k]) for k in ("value", "low", "high"))
         at, a, b = (100 * max(0.0, d[k]) / top for k in ("value", "low", "high"))
-        faults = ", ".join(f"{d[k]} {w}" for k, w in (("unparsed", "unparsed"), ("truncated", "cut off"), ("refused", "refused")) if d.get(k))
+        faults = ", ".join(
+            f"{d[k]} {w}"
+            for k, w in (("unparsed", "unparsed"), ("truncated", "cut off"), ("refused", "refused"))
+            if d.get(k)
+        )
         rows.append(
             f"<tr><td>{escape(str(d.get('label') or d['model']))}</td><td class=number><b>{value}</b></td>"
             f'<td><div class="interval"><span class="soft">{low} – {high}</span>'
-            f'<div class="range"><i style="left:{a:.2f}%;width:{b - a:.2f}%"></i><b style="left:{at:.2f}%"></b></div></div></td>'
+            f'<div class="range"><i style="left:{a:.2f}%;width:{b - a:.2f}%"></i><b style="left:{at:.2f}%"></b></div>'
+            "</div></td>"
             f'<td class="number soft wide">{d["n"]}</td><td class="soft small wide">{faults}</td></tr>'
         )
     head = "<tr><th>model<th class=number>score<th>95 % interval<th class='number wide'>items<th class=wide></tr>"
     tasks = ", ".join(dict.fromkeys(str(d["task"]) for d in found))
-    return f'<h2>How good it is</h2><p class="soft small">{escape(tasks)}</p><div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+    table = f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+    return f'<h2>How good it is</h2><p class="soft small">{escape(tasks)}</p>{table}'
 
 
 def _funnel(stages: list[dict]) -> str:
@@ -180,71 +195,11 @@ def _funnel(stages: list[dict]) -> str:
         label = escape(stage["label"])
         items.append(
             f'<li><div class="head"><span>{label}</span><span class="count">{out:,}</span></div>'
-            f'<div class="bar"><i style="width:{100 * out / most:.2f}%"></i><u style="width:{100 * lost / most:.2f}%"></u></div>{why}</li>'
+            f'<div class="bar"><i style="width:{100 * out / most:.2f}%"></i>'
+            f'<u style="width:{100 * lost / most:.2f}%"></u></div>{why}</li>'
         )
     note = "Rows after each step, in the order of the recipe; what was left out, and why."
     return f'<h2>From seed to rows</h2><p class="soft small">{note}</p><ol class="steps">{"".join(items)}</ol>'
-
-
-def _curves(directory: Path) -> str:
-    """The loss of each training that this run, or a worker's run below it, last used; unfinished ones too."""
-    figures = []
-    for home in (directory, *sorted(p.parent for p in directory.glob("*/events.jsonl"))):
-        for folder in _trained(home):
-            log = folder / "log.jsonl"
-            lines = [p for p in map(_parsed, log.read_text().splitlines() if log.exists() else ()) if p]
-            losses, held_out = ([(p["step"], p[k]) for p in lines if k in p] for k in ("loss", "eval_loss"))
-            if svg := _svg(losses, held_out):
-                meta = _json(folder / "meta.json")
-                name = home.name if home != directory else str(meta.get("name") or folder.name)
-                told = f"{escape(name)}: loss {losses[-1][1]:.4g} after {losses[-1][0]:,} steps"
-                told += f", {_duration(meta.get('train_seconds') or lines[-1]['seconds'])}"
-                figures.append(f"<figure>{svg}<figcaption>{told}</figcaption></figure>")
-    return f'<h2>Training</h2><div class="curves">{"".join(figures)}</div>' if figures else ""
-
-
-def _trained(home: Path) -> list[Path]:
-    used: dict[Path, None] = {}
-    for event in result.events(home):
-        if event["event"] == "open":
-            used = {}
-        elif event["event"] == "train":
-            used.setdefault(home / event["path"])
-    return [*used, *sorted(home.glob("models/*.part"))]
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except ValueError:  # a kill cut the line short
-        return None
-
-
-def _svg(line: list[tuple[float, float]], second: list[tuple[float, float]]) -> str:
-    """A loss curve with its axes; `second` is the held-out loss, dashed."""
-    if len(line) < 2:
-        return ""
-    points = line + second
-    last, high, low = max(x for x, _ in points), max(y for _, y in points), min(0.0, *(y for _, y in points))
-    high = high if high > low else low + 1.0
-
-    def place(x: float, y: float) -> str:
-        across = _LEFT + (_WIDTH - _LEFT - 8) * x / max(last, 1)
-        return f"{across:.1f},{8 + (_HEIGHT - _BOTTOM - 8) * (high - y) / (high - low):.1f}"
-
-    grid = ""
-    for k in range(5):
-        y = low + (high - low) * k / 4
-        at = place(0, y).split(",")[1]
-        grid += f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{at}" y2="{at}"/>'
-        grid += f'<text x="{_LEFT - 6}" y="{float(at) + 4:.1f}" text-anchor="end">{y:.2g}</text>'
-    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        across = place(last * share, low).split(",")[0]
-        grid += f'<text x="{across}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{last * share:,.0f}</text>'
-    drawn = f'<polyline class="line" points="{" ".join(place(*p) for p in line)}"/>'
-    if len(second) > 1:
-        drawn += f'<polyline class="line second" points="{" ".join(place(*p) for p in second)}"/>'
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="loss by step">{grid}{drawn}</svg>'
 
 
 def _samples(directory: Path, saved: dict) -> str:
@@ -268,7 +223,10 @@ def _trail(directory: Path, row: int) -> str:
     for step in steps:
         made = "".join(_field(k, v) for k, v in step["row"].items())
         calls = "".join(_call(c) for c in step["calls"])
-        parts.append(f'<div class="trail"><h3>{escape(_label(step))} <span class="soft mono">{escape(step["id"])}</span></h3>{made}{calls}</div>')
+        parts.append(
+            f'<div class="trail"><h3>{escape(_label(step))} <span class="soft mono">{escape(step["id"])}</span></h3>'
+            f"{made}{calls}</div>"
+        )
     first = next((str(v) for v in steps[-1]["row"].values() if isinstance(v, str)), f"row {row}")
     title = escape(first[:110] + ("…" if len(first) > 110 else ""))
     return f"<details><summary>{title}</summary><div>{''.join(parts)}</div></details>"
@@ -277,11 +235,12 @@ def _trail(directory: Path, row: int) -> str:
 def _call(call: dict) -> str:
     messages = (call.get("request") or {}).get("messages") or []
     asked = "\n\n".join(f"{m.get('role')}: {_text(m.get('content'))}" for m in messages)
-    reply = (call.get("reply") or {}).get("text") or call.get("refused") or ""
+    reply = str((call.get("reply") or {}).get("text") or call.get("refused") or "")
     tokens = f"{call.get('prompt_tokens') or 0:,} tokens in, {call.get('completion_tokens') or 0:,} out"
     served = f"{call['served']}, " if call.get("served") else ""
     return (
-        f'<p class="soft small">asked ({escape(served)}{tokens}, {_money(call.get("cost"))})</p><pre>{escape(asked[:_LONGEST])}</pre>'
+        f'<p class="soft small">asked ({escape(served)}{tokens}, {money(call.get("cost"))})</p>'
+        f"<pre>{escape(asked[:_LONGEST])}</pre>"
         f'<p class="soft small">answered</p><pre>{escape(reply[:_LONGEST])}</pre>'
     )
 
@@ -309,7 +268,11 @@ def _rejected(directory: Path, stages: list[dict]) -> str:
                 continue
             count = wanted.pop(reason)
             data = "".join(_field(k, v) for k, v in row.items() if v is not None and not k.startswith("_"))
-            wrote = f'<p class="soft small">the model wrote</p><pre>{escape(row["_detail"][:_LONGEST])}</pre>' if row.get("_detail") else ""
+            wrote = (
+                f'<p class="soft small">the model wrote</p><pre>{escape(row["_detail"][:_LONGEST])}</pre>'
+                if row.get("_detail")
+                else ""
+            )
             title = f'<b>{count:,}</b> {escape(reason)} <span class="soft small">at {escape(stage["op"])}</span>'
             shown.append(f"<details><summary>{title}</summary><div>{data}{wrote}</div></details>")
             if not wanted:
@@ -332,26 +295,30 @@ def _cost(events: list[dict]) -> str:
             site["money"] += event["money"]
             site["retried"] += sum(event["retries"].values())
             site["failed"] += sum(event["failed"].values())
-    rows = "".join(
-        f"<tr><td>{escape(name.partition(':')[2])}</td><td class=wide>{escape(s['models'])}</td><td class=number>{s['calls']:,}</td>"
-        f"<td class='number wide'>{s['retried']:,}</td><td class='number wide'>{s['failed']:,}</td><td class=number>{_money(s['money'])}</td></tr>"
-        for name, s in sites.items()
-    )
-    head = "<tr><th>ask<th class=wide>who<th class=number>bought<th class='number wide'>retried<th class='number wide'>failed<th class=number>paid</tr>"
-    return f'<h2>Calls</h2><div class="scroll"><table>{head}{rows}</table></div>' if rows else ""
+    rows = ""
+    for name, s in sites.items():
+        told = [escape(name.partition(":")[2]), escape(s["models"])]
+        numbers = [f"{s['calls']:,}", f"{s['retried']:,}", f"{s['failed']:,}", money(s["money"])]
+        cells = zip(_CALLS.values(), [*told, *numbers], strict=True)
+        rows += f"<tr>{''.join(f'<td class="{kind}">{cell}</td>' for kind, cell in cells)}</tr>"
+    head = "".join(f'<th class="{kind}">{name}' for name, kind in _CALLS.items())
+    return f'<h2>Calls</h2><div class="scroll"><table><tr>{head}</tr>{rows}</table></div>' if rows else ""
 
 
 def _details(record: dict, saved: dict) -> str:
-    pairs: list[tuple[str, Any]] = list((record.get("arguments") or {}).items()) + list((record.get("options") or {}).items())
+    pairs: list[tuple[str, Any]] = list((record.get("arguments") or {}).items()) + list(
+        (record.get("options") or {}).items()
+    )
     pairs += [(f"departs {i}", d) for i, d in enumerate(record.get("card", {}).get("departs", []), 1)]
     pairs += [(f"prompt {k}", v) for k, v in (record.get("prompts") or {}).items()]
     pairs += list((record.get("versions") or {}).items())
     pairs += [("result", saved["digest"])] if saved else []
     rows = "".join(_field(k, v) for k, v in pairs)
-    return f"<h2>Details</h2><details><summary>Arguments, prompts, versions</summary><div>{rows}</div></details>" if rows else ""
-
-
-# -- numbers in words
+    return (
+        f"<h2>Details</h2><details><summary>Arguments, prompts, versions</summary><div>{rows}</div></details>"
+        if rows
+        else ""
+    )
 
 
 def _worked(events: Iterable[dict]) -> float:
@@ -365,23 +332,3 @@ def _worked(events: Iterable[dict]) -> float:
         if event["event"] == "close" and opened is not None:
             total, opened = total + last - opened, None
     return total + (last - opened if opened is not None and last is not None else 0.0)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _money(dollars: float | None) -> str:
-    if dollars is None:
-        return "price unknown"
-    return f"${dollars:,.2f}" if dollars >= 0.01 or dollars == 0 else f"${dollars:.4f}"
-
-
-def _short(number: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e4)):
-        if number >= size:
-            return f"{number / (1e3 if unit == 'k' else size):.3g}{unit}"
-    return f"{number:,.0f}"
-
