@@ -257,13 +257,24 @@ class _Endpoint:
         buying.bought += 1
         buying.ledger.put(
             Record(
-                key=job.key, words=job.words, model=model.digest, body=job.body,
-                occurrence=job.occurrence, draw=job.draw, salt=job.salt, reply=reply.to_json() if reply else None, refused=refused,
-                served=reply.served_model if reply else None, prompt_tokens=reply.prompt_tokens if reply else 0,
-                completion_tokens=reply.completion_tokens if reply else 0, cost=reply.cost if reply else 0.0,
-                seconds=self.last_success - started, site=job.site, row=job.row,
+                key=job.key,
+                words=job.words,
+                model=model.digest,
+                body=job.body,
+                occurrence=job.occurrence,
+                draw=job.draw,
+                salt=job.salt,
+                reply=reply.to_json() if reply else None,
+                refused=refused,
+                served=reply.served_model if reply else None,
+                prompt_tokens=reply.prompt_tokens if reply else 0,
+                completion_tokens=reply.completion_tokens if reply else 0,
+                cost=reply.cost if reply else 0.0,
+                seconds=self.last_success - started,
+                site=job.site,
+                row=job.row,
             )
-        )  # fmt: skip
+        )
         buying.progress.advance(money=real["money"] if real else 0.0)
 
     def _failed(self, failure: EndpointFailure, attempt: int, job: Job, first: float) -> None:

@@ -10,10 +10,11 @@ from limbeck.ledger import Ledger, Record
 
 
 def record(key, **fields):
-    given = dict(
-        key=key, words="w" + key, model="m", body="{}", occurrence=0, draw=0, salt="0",
-        reply={"text": key}, refused=None, served=None, prompt_tokens=3, completion_tokens=4, cost=0.5, seconds=0.1, site="1:ask", row="r",
-    )  # fmt: skip
+    given = {
+        "key": key, "words": "w" + key, "model": "m", "body": "{}", "occurrence": 0, "draw": 0, "salt": "0",
+        "reply": {"text": key}, "refused": None, "served": None, "prompt_tokens": 3, "completion_tokens": 4,
+        "cost": 0.5, "seconds": 0.1, "site": "1:ask", "row": "r",
+    }  # fmt: skip
     return Record(**(given | fields))
 
 

@@ -263,16 +263,13 @@ def _rejected(directory: Path, stages: list[dict]) -> str:
         wanted = dict(stage["counts"].get("rejected") or {})
         path = directory / "stages" / stage["name"] / "rejects.parquet"
         for row in store.read(path) if wanted and path.exists() else ():
-            reason = row.get("_reason")
+            reason = str(row.get("_reason"))
             if reason not in wanted or len(shown) >= _REJECTS:
                 continue
             count = wanted.pop(reason)
             data = "".join(_field(k, v) for k, v in row.items() if v is not None and not k.startswith("_"))
-            wrote = (
-                f'<p class="soft small">the model wrote</p><pre>{escape(row["_detail"][:_LONGEST])}</pre>'
-                if row.get("_detail")
-                else ""
-            )
+            detail = escape(str(row.get("_detail") or "")[:_LONGEST])
+            wrote = f'<p class="soft small">the model wrote</p><pre>{detail}</pre>' if detail else ""
             title = f'<b>{count:,}</b> {escape(reason)} <span class="soft small">at {escape(stage["op"])}</span>'
             shown.append(f"<details><summary>{title}</summary><div>{data}{wrote}</div></details>")
             if not wanted:
@@ -299,26 +296,24 @@ def _cost(events: list[dict]) -> str:
     for name, s in sites.items():
         told = [escape(name.partition(":")[2]), escape(s["models"])]
         numbers = [f"{s['calls']:,}", f"{s['retried']:,}", f"{s['failed']:,}", money(s["money"])]
-        cells = zip(_CALLS.values(), [*told, *numbers], strict=True)
-        rows += f"<tr>{''.join(f'<td class="{kind}">{cell}</td>' for kind, cell in cells)}</tr>"
+        cells = [
+            f'<td class="{kind}">{cell}</td>' for kind, cell in zip(_CALLS.values(), [*told, *numbers], strict=True)
+        ]
+        rows += f"<tr>{''.join(cells)}</tr>"
     head = "".join(f'<th class="{kind}">{name}' for name, kind in _CALLS.items())
     return f'<h2>Calls</h2><div class="scroll"><table><tr>{head}</tr>{rows}</table></div>' if rows else ""
 
 
 def _details(record: dict, saved: dict) -> str:
-    pairs: list[tuple[str, Any]] = list((record.get("arguments") or {}).items()) + list(
-        (record.get("options") or {}).items()
-    )
+    pairs: list[tuple[str, Any]] = [*record.get("arguments", {}).items(), *record.get("options", {}).items()]
     pairs += [(f"departs {i}", d) for i, d in enumerate(record.get("card", {}).get("departs", []), 1)]
     pairs += [(f"prompt {k}", v) for k, v in (record.get("prompts") or {}).items()]
     pairs += list((record.get("versions") or {}).items())
     pairs += [("result", saved["digest"])] if saved else []
     rows = "".join(_field(k, v) for k, v in pairs)
-    return (
-        f"<h2>Details</h2><details><summary>Arguments, prompts, versions</summary><div>{rows}</div></details>"
-        if rows
-        else ""
-    )
+    if not rows:
+        return ""
+    return f"<h2>Details</h2><details><summary>Arguments, prompts, versions</summary><div>{rows}</div></details>"
 
 
 def _worked(events: Iterable[dict]) -> float:
