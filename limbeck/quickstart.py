@@ -174,7 +174,7 @@ def _check(out: Path) -> None:
 
 
 def _record(out: Path, seed: int) -> None:
-    card = {"name": "quickstart", "title": "A teacher's reasoning, distilled into a student a sixth of its size"}
+    card = {"name": "quickstart", "title": "A teacher's reasoning, distilled into a much smaller student"}
     record = {"version": 1, "recipe": "quickstart", "arguments": {"seed": seed}, "options": {}, "card": card}
     (out / "run.json").write_text(json.dumps(record | {"settings": QUICKSTART}, indent=1) + "\n")
 
@@ -283,7 +283,7 @@ def _told(found: dict[str, Any], out: Path) -> Iterator[str]:
     lost = ", ".join(f"{n} {reason}" for reason, n in found["rejects"].items()) or "none"
     yield f"\n{rows['elicited']:,} solutions elicited, {rows['kept']:,} kept; left out: {lost}."
     answers, reasoning, kl = (f"{scores[name]['accuracy']:.0%}" for name in ("answers-only", "sft", "kl"))
-    yield f"Graded on {scores['teacher']['n']} problems that no student saw, {found['seconds']:.0f} s in all. In equal steps,"
+    yield f"Graded on {scores['teacher']['n']} unseen problems; {found['seconds']:.0f} s in all. In equally many steps,"
     yield f"answers alone brought the student to {answers}, the teacher's reasoning to {reasoning},"
     yield f"and its whole distribution over each next word to {kl}."
     yield f"The best student: {out / 'model'} (transformers loads it). The page: {out / 'report.html'}"

@@ -157,11 +157,24 @@ def test_a_dry_run_buys_nothing_and_a_pilot_is_reused(place, call):
     assert code == 0 and "7 calls bought" in out and bought("out") == 10
 
 
+def test_neither_a_dry_run_nor_a_pilot_trains(place, call):
+    Path("train.py").write_text(
+        "from limbeck import SFT, Model, Table, ask, train\n\n\n"
+        "def method(prompts: Table, teacher: Model, student: Model):\n"
+        "    return train(student, ask(prompts, teacher, '{prompt}', max_tokens=4), SFT, max_steps=1)\n"
+    )
+    words = ("run", "train.py:method", *BASE, "student=tiny/student", "--out", "out")
+    code, out, _ = call(*words, "--dry-run")
+    assert code == 0 and "at most 10 calls" in out and bought("out") == 0
+    code, out, _ = call(*words, "--pilot", "2")
+    assert code == 0 and bought("out") == 2 and not events("out", "train") and not Path("out/models").exists()
+
+
 def test_a_key_is_never_written_down(place, call):
     with loopback() as server:
         words = ("run", "label", "prompts=p.jsonl", "--rename", "question=prompt", "teacher=openai/m")
-        code, *_ = call(*words, f"teacher.base_url={server.url}", "teacher.api_key=sk-secret", "--out", "out")
-    assert code == 0
+        code, said, _ = call(*words, f"teacher.base_url={server.url}", "teacher.api_key=sk-secret", "--out", "out")
+    assert code == 0 and "price unknown" in said
     held = [p for p in Path("out").rglob("*") if p.is_file() and b"sk-secret" in p.read_bytes()]
     assert held == []
 

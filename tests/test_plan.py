@@ -117,3 +117,20 @@ def test_salvage_gives_the_finished_rows_of_the_first_ask_that_is_not_whole(tmp_
         assert salvage.walk(run, recipe) is None
         assert len(salvage.rows) == 3 and salvage.rows.columns == ["prompt", "response", "more"]
         assert run.ledger.spent()["calls"] == 9
+
+
+def test_a_plan_goes_through_training_and_judging(tmp_path):
+    student = Fake(never, name="student", can=("chat", "weights"))
+
+    def recipe():
+        taught = lb.train(student, lb.ask(rows(), model(never), "{prompt}", max_tokens=5), lb.SFT)
+        return taught, lb.evaluate(taught, lb.Task(lb.fields(rows(3), answer="1")), max_tokens=5)
+
+    walked = dry(tmp_path / "dry", recipe)
+    assert [a["calls"] for a in walked.asks] == [10, 3] and walked.unbounded is None
+    with lb.Run(tmp_path / "pilot", progress=False) as run:
+        pilot = plan.Pilot()
+        answering = model(lambda r: lb.Reply("7", cost=0.5))
+        bought = lambda: lb.train(student, lb.ask(rows(2), answering, "{prompt}"), lb.SFT)  # noqa: E731
+        assert pilot.walk(run, bought) is None  # it ends where training begins
+        assert pilot.estimate(run.ledger, 2, 10)["money"] == (5.0, 5.0, 5.0)

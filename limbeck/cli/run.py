@@ -69,7 +69,7 @@ def run(
         spent = {k: it.ledger.spent()[k] - bought[k] for k in bought}
         _report(it)
     rejects = result.rejects(out)
-    print("\n".join(say.summary(method.name, out, saved, spent, rejects, record["seconds"])))
+    print("\n".join(say.summary(record, out, saved, spent, rejects)))
 
 
 def export(directory: Path, format: str, out: Path | None, partial: bool) -> None:
@@ -183,7 +183,8 @@ def _described(value: Any) -> Any:
     if isinstance(value, Table):
         return {"kind": "table", "stage": value.name, "rows": len(value), "digest": value.digest}
     if isinstance(value, Model):
-        return {"kind": "model", "name": value.name, "digest": value.digest}
+        priced = value.free or value.price is not None
+        return {"kind": "model", "name": value.name, "digest": value.digest, "priced": priced}
     if isinstance(value, list | tuple):
         return [_described(v) for v in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)

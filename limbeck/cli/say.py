@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..report.words import money
+from ..report.words import money, paid
 
 
 def pilot(found: dict[str, Any], spent: dict[str, float], rows: int, of: int) -> Iterator[str]:
@@ -25,11 +25,11 @@ def _range(three: tuple[float, float, float] | None) -> str:
 
 
 def summary(
-    name: str, out: Path, saved: dict[str, Any], spent: dict[str, float], rejects: dict[str, int], seconds: float
+    record: dict[str, Any], out: Path, saved: dict[str, Any], spent: dict[str, float], rejects: dict[str, int]
 ) -> Iterator[str]:
     """What a run made, where it lies, what it cost and what was left out."""
-    took = f"{spent['calls']:,.0f} calls bought, {spent['tokens']:,.0f} tokens, {money(spent['money'])}"
-    yield f"{name}: done in {seconds:.0f} s, {took}"
+    took = f"{spent['calls']:,.0f} calls bought, {spent['tokens']:,.0f} tokens, {paid(spent, record)}"
+    yield f"{record['recipe']}: done in {record['seconds']:.0f} s, {took}"
     for part in saved["parts"]:
         if part["kind"] == "table":
             yield f"  {part['rows']:,} rows   {out / part['path']}"

@@ -72,6 +72,9 @@ def evaluate(
     items = numbered_items(task.rows)
     settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "system": system}
     asked = ask(items, model, task.prompt, into="response", parse=as_written, meta=("finish",), **settings)
+    plan = current("evaluate").plan
+    if plan is not None and plan.holds(asked):  # a dry run: there is nothing to grade
+        return summed_up(task.name, model if isinstance(model, str) else model.name, Table.from_rows([]))
     refused = fields(minus(items, asked, on="item"), refused=_yes, response=None)
     rows = concat(graded(asked, task.grade), refused)
     report = summed_up(task.name, model if isinstance(model, str) else model.name, rows)

@@ -13,7 +13,7 @@ from .. import result, store
 from ..errors import LimbeckError
 from ..trace import trace
 from .curve import curves
-from .words import duration, money, short
+from .words import duration, money, paid, short
 
 _SAMPLES, _REJECTS, _LONGEST = 3, 8, 2500  # rows shown, rejected rows shown, characters of one value
 _CALLS = {
@@ -131,7 +131,7 @@ def _head(name: str, record: dict, saved: dict, events: list[dict], stages: list
         "left out": f"{rejected:,}" if stages else None,
         "calls": f"{spent.get('calls', 0):,}",
         "tokens": short(spent.get("tokens", 0)),
-        "paid": money(spent.get("money", 0.0)),
+        "paid": paid(spent, record),
         "time": duration(_worked(events)),
     }
     cells = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items() if v is not None)

@@ -1,5 +1,8 @@
 """Numbers as people read them."""
 
+import json
+from typing import Any
+
 
 def duration(seconds: float) -> str:
     """Seconds in words."""
@@ -13,6 +16,12 @@ def money(dollars: float | None) -> str:
     if dollars is None:
         return "price unknown"
     return f"${dollars:,.2f}" if dollars >= 0.01 or dollars == 0 else f"${dollars:.4f}"
+
+
+def paid(spent: dict[str, float], record: dict[str, Any]) -> str:
+    """What was spent, unless a model of the run has no known price; `record` is run.json's content."""
+    unknown = '"priced": false' in json.dumps(record.get("bound", {}))
+    return money(None if unknown and spent.get("calls") and not spent.get("money") else spent.get("money", 0.0))
 
 
 def short(number: float) -> str:

@@ -42,6 +42,8 @@ def train(
     objectives.check(student, rows, whole)
     if eval_rows is not None:
         objectives.check_columns(eval_rows, Objective(SFT))
+    if run.plan is not None:
+        return run.plan.train(student)
     key = hparams_module.key(student, rows, whole, settings)
     path = run.dir / "models" / key[:16]
     name = f"{student.name}+{whole.name}"

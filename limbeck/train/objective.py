@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import LimbeckError
-from ..losses import SFT, Loss
+from ..losses import Loss
 from ..models.base import Model
 
 SERVES = ("student.logits", "teacher.logits")  # what the trainer can give to a loss
@@ -122,6 +122,3 @@ def check_columns(rows: Any, term: Objective) -> None:
 
 def _can(model: Model) -> str:
     return ", ".join(sorted(model.can))
-
-
-__all__ = ["SFT", "Objective", "Text", "check", "of"]

@@ -2,8 +2,10 @@
 
 import collections
 import json
+from pathlib import Path
 
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from limbeck.losses import forward_kl, reverse_kl
 from limbeck.models.hf import HF
@@ -94,9 +96,19 @@ def test_the_teacher_may_write(run, rows, student, tmp_path):
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_student_with_an_adapter_writes_what_it_would_without(run, rows, student, teacher):
-    """A fresh adapter changes nothing, so the first step's own text, from prompts of uneven lengths, is the same."""
+def test_a_student_with_an_adapter_writes_what_it_would_without(run, rows, tmp_path, teacher):
+    """A fresh adapter changes nothing, so the first step's own text is the same, from prompts of uneven lengths too.
+
+    With absolute positions: a model that does not hear where its padded prompt begins would write something else.
+    """
+    torch.manual_seed(0)
+    size = {"vocab_size": len(teacher.tokenizer), "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    ends = {"bos_token_id": 2, "eos_token_id": 3}
+    calm = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0, "initializer_range": 0.4}
+    GPT2LMHeadModel(GPT2Config(**size, **ends, **calm)).save_pretrained(tmp_path / "gpt2")
+    teacher.tokenizer.save_pretrained(tmp_path / "gpt2")
+    student = HF(tmp_path / "gpt2", device="cpu")
     own = Objective(forward_kl(), text=Text(data=0, student=1, max_tokens=8), teacher=teacher)
     made = [train(student, rows, own, max_steps=1, use_cpu=True, lora=lora) for lora in (None, {"r": 2})]
-    first = [json.loads((run.dir / "models" / m.digest[:16] / "log.jsonl").read_text().splitlines()[0]) for m in made]
+    first = [json.loads((Path(m.path) / "log.jsonl").read_text().splitlines()[0]) for m in made]
     assert abs(first[0]["loss"] - first[1]["loss"]) < 1e-5
