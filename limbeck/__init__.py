@@ -21,7 +21,7 @@ _WHERE = {  # module: the public names that it holds
     "models.base": "Model Reply Request",
     "verbs": "Column ask assign concat cross dedup draw fields keep mean minus mix pair pick score shots where",
     "train": "Objective Text train",
-    "losses": "SFT Loss forward_kl jsd reverse_kl",
+    "losses": "SFT Loss diverges forward_kl jsd reverse_kl",
     "evals": "Report Task Verdict compare evaluate exact_answer",
     "recipe": "recipe variant",
 }
@@ -29,7 +29,7 @@ _HOME = {name: module for module, names in _WHERE.items() for name in names.spli
 _MODULES = ("checks", "errors", "losses", "models", "parse", "recipes")
 
 __all__ = [
-    "ask", "assign", "BudgetError", "checks", "Column", "compare", "concat", "cross", "dedup", "draw",
+    "ask", "assign", "BudgetError", "checks", "Column", "compare", "concat", "cross", "dedup", "diverges", "draw",
     "Dropped", "errors", "evaluate", "exact_answer", "fields", "forward_kl", "Incomplete", "jsd", "Judge",
     "keep", "LimbeckError", "Loss", "losses", "Many", "mean", "minus", "mix", "Model", "models", "Objective",
     "op", "pair", "parse", "pick", "Prompt", "recipe", "recipes", "Reject", "Reply", "Report", "Request",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .errors import BudgetError, Incomplete, LimbeckError
     from .evals import Report, Task, Verdict, compare, evaluate, exact_answer
     from .judges import Judge
-    from .losses import SFT, Loss, forward_kl, jsd, reverse_kl
+    from .losses import SFT, Loss, diverges, forward_kl, jsd, reverse_kl
     from .models.base import Model, Reply, Request
     from .op import Dropped, op
     from .parse import Many, Reject

@@ -157,6 +157,14 @@ def test_a_dry_run_buys_nothing_and_a_pilot_is_reused(place, call):
     assert code == 0 and "7 calls bought" in out and bought("out") == 10
 
 
+def test_another_runs_replies_are_taken_over(place, call):
+    call(*MINE, "--out", "first")
+    code, out, _ = call(*MINE, "--out", "second", "--reuse", "first")
+    assert code == 0 and "0 calls bought" in out and bought("second") == 0
+    code, _, err = call(*MINE, "--out", "third", "--reuse", "p.jsonl")
+    assert code == 2 and "holds no ledger" in err
+
+
 def test_neither_a_dry_run_nor_a_pilot_trains(place, call):
     Path("train.py").write_text(
         "from limbeck import SFT, Model, Table, ask, train\n\n\n"

@@ -159,7 +159,7 @@ def test_tokens_nobody_can_say_change_nothing(kind):
     wide = torch.cat([s, out], 1).requires_grad_()
     value = divergence(kind, torch.cat([t, out], 1), wide)
     (gradient,) = torch.autograd.grad(value, wide)
-    assert float(value) == pytest.approx(float(divergence(kind, t, s)), rel=1e-12)
+    assert value.item() == pytest.approx(float(divergence(kind, t, s)), rel=1e-12)
     assert gradient.isfinite().all()
 
 

@@ -25,8 +25,7 @@ CONFIG = {
 }  # fmt: skip
 BATCH, CHUNK = 64, 32  # problems a step; batches drawn together, so that each holds problems of like length
 LR, WARMUP, BETAS, DECAY = 3e-3, 100, (0.9, 0.95), 0.1
-
-SLIP = 0.06
+SLIP = 0.06  # how often a step of a training solution is off by one
 DO = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 Messages = list[dict[str, str]]
