@@ -160,9 +160,10 @@ def _in_file(target: str) -> Recipe:
 
 
 def _import(path: Path) -> Any:
-    """Imports a file by its path, with its folder importable, as Python does for a script."""
+    """Imports a file by its path, with its folder importable: before what is installed, after Python's own modules."""
     if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
+        installed = (i for i, place in enumerate(sys.path) if place.endswith(("site-packages", "dist-packages")))
+        sys.path.insert(next(installed, len(sys.path)), str(path.parent))
     name = f"limbeck_file_{path.stem}"  # never the bare stem: a user's json.py must not become everyone's json
     held = sys.modules.get(name)
     if held is not None and getattr(held, "__file__", None) == str(path):

@@ -1,5 +1,9 @@
 """Recipes are registered functions; a variant is a call; a user's file needs no registration."""
 
+import importlib.machinery
+import sys
+from pathlib import Path
+
 import pytest
 
 from limbeck import recipe as decorator
@@ -95,10 +99,9 @@ def test_a_function_in_a_file_needs_nothing(tmp_path):
 
 
 def test_a_file_is_no_danger_to_the_standard_library(tmp_path):
-    import json
-
+    held = sys.modules["json"]
     (tmp_path / "json.py").write_text("def method(rows):\n    return rows\n")
-    assert find(f"{tmp_path}/json.py:method").fn(1) == 1
-    import sys
-
-    assert sys.modules["json"] is json
+    assert find(f"{tmp_path}/json.py:method").fn(1) == 1 and sys.modules["json"] is held
+    # A worker process starts with this path and without these modules.
+    path = importlib.machinery.PathFinder.find_spec("json", sys.path).origin
+    assert Path(path).parent != tmp_path and str(tmp_path) in sys.path

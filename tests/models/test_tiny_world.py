@@ -2,6 +2,8 @@
 
 import operator
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -115,3 +117,8 @@ def test_any_text_can_be_read(reader):
         reader.decode(ids)
     prompt = "Solve:\n\nShow your work (2 + 3)."
     assert reader.decode(reader(prompt)["input_ids"]) == prompt
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, limbeck.models.tiny; print(sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -13,7 +13,7 @@ __all__ = ["QUICKSTART", "TEACHER", "answer_of", "problems", "student"]
 
 HERE = Path(__file__).parent
 TEACHER = HERE / "teacher"  # a Hugging Face checkpoint directory
-STUDENT = HERE / "student.json"  # the student's LlamaConfig
+STUDENT = HERE / "student.json"  # the student's shape, as fields of LlamaConfig
 
 # Settings under which the student learns the teacher's reasoning in half a minute of one CPU core, whatever the seed:
 # `problems` training problems, the teacher's greedy replies with the wrong ones dropped, `steps` steps of `batch` rows
