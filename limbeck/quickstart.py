@@ -44,10 +44,11 @@ OWN_DATA = (
 
 
 def elicit(seed: int) -> Table:
-    """Has the teacher solve the problems, greedily."""
+    """Has the teacher solve the problems, each once, as it would if asked in passing: sometimes wrongly."""
     from . import ask
 
-    return ask(questions(QUICKSTART["problems"], seed, "train"), "tiny/teacher", "{prompt}", max_tokens=MOST_TOKENS)
+    problems = questions(QUICKSTART["problems"], seed, "train")
+    return ask(problems, "tiny/teacher", "{prompt}", temperature=QUICKSTART["temperature"], max_tokens=MOST_TOKENS)
 
 
 def curate(answers: Table) -> Table:

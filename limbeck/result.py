@@ -27,7 +27,7 @@ def save(run: Any, made: Any) -> dict[str, Any]:
         if kind in counts:
             counts[kind] += 1
         parts.append(_part(run, kind, value, "" if counts.get(kind, 1) == 1 else f"-{counts[kind]}"))
-    last = getattr(run, "trained_on", None)
+    last = run.trained_on
     if not counts["table"] and last is not None:
         _rows(run, last, "")
     kind = parts[0]["kind"] if len(parts) == 1 else "tuple"

@@ -54,6 +54,7 @@ class Run:
         self.accept_changes, self.arguments = accept_changes, arguments
         self.progress = sys.stderr.isatty() if progress is None else progress
         self.plan: Any = None  # of plan.py: what asks do instead of buying, in a dry run, a pilot or a salvage
+        self.trained_on: Any = None  # the table that a model was last trained on
         self.search: list[Path] = []  # folders in which a user's own prompts lie
         self.models: dict[int, Any] = {}  # asked so far: closed with the run
 

@@ -70,7 +70,7 @@ def load(kind: str, model: "HF", **options: Any) -> Any:
     except ImportError as e:
         raise LimbeckError(f"{model.name} runs in this process and needs {e.name}; pip install 'limbeck[train]'") from e
     try:
-        with _quiet():
+        with quiet():
             return getattr(transformers, kind).from_pretrained(
                 model.path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
             )
@@ -80,7 +80,8 @@ def load(kind: str, model: "HF", **options: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keeps transformers from drawing bars and giving notes meanwhile."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import LimbeckError
 from ..fingerprint import fingerprint
 from . import tiny as shipped
+from .files import quiet
 from .hf import HF
 
 
@@ -31,7 +32,7 @@ def _student(seed: int) -> Path:
     out = cache / f"student-{seed}-{key[:16]}"
     if not out.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as fresh:
+        with tempfile.TemporaryDirectory(dir=cache) as fresh, quiet():
             made = shipped.student(seed, Path(fresh) / "student")
             with contextlib.suppress(OSError):  # another process was first
                 Path(made).rename(out)

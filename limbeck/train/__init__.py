@@ -44,6 +44,7 @@ def train(
         objectives.check_columns(eval_rows, Objective(SFT))
     if run.plan is not None:
         return run.plan.train(student)
+    run.trained_on = rows
     key = hparams_module.key(student, rows, whole, settings)
     path = run.dir / "models" / key[:16]
     name = f"{student.name}+{whole.name}"

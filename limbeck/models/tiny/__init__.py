@@ -16,11 +16,12 @@ TEACHER = HERE / "teacher"  # a Hugging Face checkpoint directory
 STUDENT = HERE / "student.json"  # the student's shape, as fields of LlamaConfig
 
 # Settings under which the student learns the teacher's reasoning in half a minute of one CPU core, whatever the seed:
-# `problems` training problems, the teacher's greedy replies with the wrong ones dropped, `steps` steps of `batch` rows
-# with AdamW (default betas, no weight decay, gradients clipped at 1), judged on `eval_problems` held-out problems.
+# `problems` training problems, the teacher's replies at `temperature` with the wrong ones dropped, `steps` steps of
+# `batch` rows with AdamW (default betas, no weight decay, gradients clipped at 1), judged on `eval_problems` others.
 QUICKSTART: dict[str, Any] = {
     "student": "student.json",
     "problems": 4000,
+    "temperature": 0.7,
     "eval_problems": 300,
     "steps": 500,
     "batch": 32,
