@@ -1,19 +1,17 @@
 """The training itself: from rows to a finished model directory."""
 
 import collections
-import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers.utils import logging
 
 from ..errors import LimbeckError
+from ..models.files import quiet
 from ..run import Run
 from ..table import Table
 from . import checkpoint
@@ -187,15 +185,3 @@ def _finish(model: Any, tokenizer: Any, streams: list[Stream], part: Path, path:
     (final / "meta.json").write_text(json.dumps(meta, indent=1))
     checkpoint.commit(final, path)
     checkpoint.remove(part)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Puts transformers' own bars away: the run has one."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
