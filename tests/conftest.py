@@ -1,6 +1,7 @@
 """No test reaches a network beyond this machine, draws bars, or computes with more than one thread."""
 
 import os
+import signal
 import socket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,9 @@ import limbeck as lb
 
 settings.register_profile("loaded machine", deadline=None)
 settings.load_profile("loaded machine")
+
+# A test run that was itself started in the background has Ctrl-C switched off, and its children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _connect = socket.socket.connect
 
