@@ -129,7 +129,7 @@ def _stage(
             record |= {
                 "counts": {"in": taken, "out": writer.count, "rejected": dict(seen)},
                 "digest": digest(bytes(digests)),
-                "parameters": repr(parameters)[:2000],
+                "parameters": _told(parameters)[:2000],
                 "inputs": [t.describe() for t in tables],
                 "seconds": round(time.monotonic() - started, 3),
             }
@@ -140,6 +140,15 @@ def _stage(
         counts = made.meta["counts"]
         run.event("stage", name=stage, op=name, reused=reused, **counts, seconds=made.meta["seconds"])
     return made
+
+
+def _told(value: Any) -> str:
+    """Parameters as a reader of meta.json wants them: functions by their names, tables and models by theirs."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={_told(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_told, value)) + "]"
+    return str(getattr(value, "__qualname__", None) or getattr(value, "name", None) or repr(value))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -99,7 +99,8 @@ def trace(directory: Path, row: str, as_json: bool) -> None:
         return
     for step in steps:
         pad = "  " * step["depth"]
-        print(f"{pad}{step['op']}  {step['id']}")
+        how = f"  {step['parameters'][:160]}" if step["op"] not in ("ask", "score") else ""
+        print(f"{pad}{step['op']}  {step['id']}{how}")
         for name, value in step["row"].items():
             print(f"{pad}  {name}: {_short(value)}")
         for call in step["calls"]:
