@@ -20,7 +20,7 @@ _WHERE = {  # module: the public names that it holds
     "prompt": "Prompt",
     "models.base": "Model Reply Request",
     "verbs": "Column ask assign concat cross dedup draw fields keep mean minus mix pair pick score shots where",
-    "train": "Objective Text train",
+    "train": "Objective Text teach train",
     "losses": "SFT Loss diverges forward_kl jsd reverse_kl",
     "evals": "Report Task Verdict compare evaluate exact_answer",
     "recipe": "recipe variant",
@@ -33,7 +33,7 @@ __all__ = [
     "Dropped", "errors", "evaluate", "exact_answer", "fields", "forward_kl", "Incomplete", "jsd", "Judge",
     "keep", "LimbeckError", "Loss", "losses", "Many", "mean", "minus", "mix", "Model", "models", "Objective",
     "op", "pair", "parse", "pick", "Prompt", "recipe", "recipes", "Reject", "Reply", "Report", "Request",
-    "reverse_kl", "Run", "score", "SFT", "shots", "Table", "Task", "Text", "train", "variant", "Verdict",
+    "reverse_kl", "Run", "score", "SFT", "shots", "Table", "Task", "teach", "Text", "train", "variant", "Verdict",
     "where",
 ]  # fmt: skip
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from .recipe import recipe, variant
     from .run import Run
     from .table import Table
-    from .train import Objective, Text, train
+    from .train import Objective, Text, teach, train
     from .verbs.ask import ask
     from .verbs.grade import mean, pair, score
     from .verbs.shape import Column, assign, concat, cross, draw, fields, minus, shots, where

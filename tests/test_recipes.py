@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,8 @@ def taught(monkeypatch):
         seen.append({"student": student.name, "rows": rows, "objective": objective, **hparams})
         return Brain("trained " + fingerprint([student.digest, rows.digest, *terms, hparams]), student.till)
 
-    for module in ("rationale", "expand", "selftaught", "objectives"):
-        monkeypatch.setattr(f"limbeck.recipes.{module}.train", train)
+    for module in ("limbeck.train", *(f"limbeck.recipes.{m}" for m in ("rationale", "selftaught", "objectives"))):
+        monkeypatch.setattr(sys.modules[module], "train", train)
     return seen
 
 
@@ -278,3 +279,8 @@ def test_gkd_on_its_own_text_alone_asks_the_teacher_nothing(tmp_path, taught):
         brain = Brain("brain")
         RECIPES["gkd"].fn(lb.Table.from_rows(SUMS), brain, brain, on_policy=1.0)
         assert brain.till["sold"] == 0 and "response" not in taught[0]["rows"].columns
+
+
+def test_settings_of_a_training_without_a_student_are_refused(tmp_path):
+    with lb.Run(tmp_path, progress=False), pytest.raises(LimbeckError, match="max_steps.*no student"):
+        RECIPES["label"].fn(lb.Table.from_rows([{"prompt": "x"}]), Fake(lambda r: "y"), max_steps=3)

@@ -22,7 +22,7 @@ from limbeck import (
     minus,
     recipe,
     shots,
-    train,
+    teach,
     variant,
     where,
 )
@@ -127,7 +127,7 @@ def self_instruct(
     done = concat(where(seeds, complete), tasks if whole else worked(tasks, teacher, **writing))
     rows = fields(keep(done, checks.differs("input", "output")), prompt=with_input, response=Column("output"))
     rows = keep(dedup(rows, on="prompt"), checks.length(1))
-    return rows if student is None else train(student, rows, SFT, **training)
+    return teach(student, rows, SFT, **training)
 
 
 alpaca = variant(
@@ -191,7 +191,7 @@ def evol_instruct(
         failed = minus(drawn, fresh, on="parent")  # they try again next round
         pool = fields(concat(fresh, failed), parent=None, how=None, gain=None, response=None)
     rows = concat(*answered)
-    return rows if student is None else train(student, rows, SFT, **training)
+    return teach(student, rows, SFT, **training)
 
 
 NO_LEAK = checks.without(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from limbeck import SFT, Model, Objective, Table, ask, concat, fields, recipe, train, variant
+from limbeck import SFT, Model, Objective, Table, ask, concat, fields, recipe, teach, train, variant
 
 
 @recipe(
@@ -31,7 +31,7 @@ def label(
     """Has the teacher answer every prompt, `n` times; the student learns the answers word for word."""
     settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "system": system}
     rows = ask(prompts, teacher, template, n=n, into="response", **settings)
-    return rows if student is None else train(student, rows, SFT, **training)
+    return teach(student, rows, SFT, **training)
 
 
 symbolic_cot_distillation = variant(
@@ -80,5 +80,5 @@ def distilling_step_by_step(
     labels = fields(solved, prompt="[label] {prompt}", response="{label}")
     rationales = fields(solved, prompt="[rationale] {prompt}", response="{rationale}")
     if student is None:
-        return concat(labels, rationales)
+        return teach(None, concat(labels, rationales), **training)
     return train(student, labels, Objective(SFT) + Objective(SFT, rows=rationales, weight=weight), **training)

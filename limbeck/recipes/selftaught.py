@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from limbeck import SFT, Model, Table, ask, checks, concat, dedup, fields, keep, minus, pick, recipe, train
+from limbeck import SFT, Model, Table, ask, checks, concat, dedup, fields, keep, minus, pick, recipe, teach, train
 
 
 @recipe(
@@ -35,7 +35,7 @@ def rft(
     right = keep(tries, checks.correct(), checks.right_sums())
     paths = dedup(fields(right, path=calculations), on=["prompt", "path"])
     rows = fields(paths, path=None) if solved is None else concat(solved, fields(paths, path=None))
-    return rows if student is None else train(student, rows, SFT, **training)
+    return teach(student, rows, SFT, **training)
 
 
 def calculations(row: dict[str, Any]) -> str:
@@ -71,7 +71,7 @@ def lmsi(
     agreed = pick(tries, by="prompt", vote="label")
     steps = fields(agreed, prompt="{prompt}\nLet's think step by step.", response="{rationale}\n#### {label}")
     rows = concat(steps, fields(agreed, response="#### {label}"))
-    return rows if student is None else train(student, rows, SFT, **training)
+    return teach(student, rows, SFT, **training)
 
 
 @recipe(

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from typing import Any, cast
 
+from ..errors import LimbeckError
 from ..losses import SFT, Loss
 from ..models import base, get, trained
 from ..run import current
@@ -15,7 +16,7 @@ from . import objective as objectives
 from .hparams import Hparams
 from .objective import Objective, Text
 
-__all__ = ["Hparams", "Objective", "Text", "train"]
+__all__ = ["Hparams", "Objective", "Text", "teach", "train"]
 
 
 def train(
@@ -60,3 +61,16 @@ def train(
         told = {k: v for k, v in meta.items() if k not in ("hparams", "versions")}
         run.event("train", **told, path=str(path.relative_to(run.dir)), reused=reused)
     return trained(path, name=name, digest=key)
+
+
+def teach(
+    student: "base.Model | str | None", rows: Table, objective: Objective | Loss = SFT, **hparams: Any
+) -> "Table | base.Model":
+    """Ends a recipe: trains the student on the rows; without a student, gives the rows and refuses settings."""
+    if student is not None:
+        return train(student, rows, objective, **hparams)
+    if hparams:
+        raise LimbeckError(
+            f"{', '.join(hparams)} would set a training, and there is no student; give one with student=…."
+        )
+    return rows
