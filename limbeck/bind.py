@@ -94,7 +94,12 @@ def bind(fn: Callable, given: Mapping[str, Any], who: str) -> dict[str, Any]:
         annotation = int if name == "seed" else annotations.get(name, _NOT_GIVEN)
         bound[name] = _bound(f"{who}: {name}", annotation, value, options.pop(name, {}))
     if _rest(parameters) == "training":  # a wrong setting stops here, before anything is bought
-        Hparams.of({k: v for k, v in bound.items() if k not in parameters})
+        settings = {k: v for k, v in bound.items() if k not in parameters}
+        Hparams.of(settings)
+        if settings and "student" in parameters and bound.get("student", parameters["student"].default) is None:
+            raise LimbeckError(
+                f"{who}: {', '.join(settings)} would set a training, and there is no student; give student=…."
+            )
     for name in options:
         raise LimbeckError(f"{who}: {name}.{next(iter(options[name]))} is an option of {name}, which is not given.")
     for name, parameter in parameters.items():

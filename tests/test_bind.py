@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from limbeck.bind import Source, bind, kind_of, pairs, scalar, schema, shaped
 from limbeck.errors import LimbeckError
 from limbeck.models.base import Model
+from limbeck.recipe import registered
 from limbeck.table import Table
 
 
@@ -173,3 +174,10 @@ def test_any_text_is_a_scalar(text):
 @given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none()))
 def test_json_scalars_come_back(value):
     assert scalar(json.dumps(value)) == value
+
+
+def test_settings_of_a_training_without_a_student_stop_before_anything_is_bought(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n')
+    wanted = {"prompts": str(tmp_path / "p.jsonl"), "teacher": "fake/echo", "max_steps": "3"}
+    with pytest.raises(LimbeckError, match="max_steps.*no student"):
+        bind(registered()["label"].fn, wanted, "label")
