@@ -200,6 +200,8 @@ class Ledger:
         taken: set[str] = set()
         self.flush()
         with self._lock, contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as source:
+            if not source.execute("select 1 from sqlite_master where name = 'call'").fetchone():
+                return taken  # its owner has only just opened it
             for chunk in _chunks(keys):
                 calls = source.execute(f"select * from call where key in ({_marks(chunk)})", tuple(chunk)).fetchall()
                 words = [c[1] for c in calls]

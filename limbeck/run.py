@@ -56,9 +56,12 @@ class Run:
         self.plan: Any = None  # of plan.py: what asks do instead of buying, in a dry run, a pilot or a salvage
         self.trained_on: Any = None  # the table that a model was last trained on
         self.search: list[Path] = []  # folders in which a user's own prompts lie
+        self.leader: Path | None = None  # under torchrun, the directory of the process that buys for all
         self.models: dict[int, Any] = {}  # asked so far: closed with the run
 
     def __enter__(self) -> "Run":
+        if rank := int(os.environ.get("RANK", "0")):
+            self._follow(rank)
         self.dir.mkdir(parents=True, exist_ok=True)
         self._lock = (self.dir / ".lock").open("a+")
         try:
@@ -104,6 +107,11 @@ class Run:
         self._events.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         self._events.flush()
 
+    def lenders(self) -> list[Path]:
+        """The directories whose replies are taken over for free."""
+        leads = self.leader is not None and (self.leader / "ledger" / "calls.sqlite").exists()
+        return [*self.reuse, *([self.leader] if self.leader and leads else [])]
+
     def site(self, verb: str) -> str:
         """Names a place in the recipe by order of execution: the third ask of a run is the third ask of its re-run."""
         self._sites += 1
@@ -111,6 +119,15 @@ class Run:
 
     def bar(self, label: str, total: int | None, note: str = "") -> Progress:
         return Progress(label, total, shown=self.progress, note=note)
+
+    def _follow(self, rank: int) -> None:
+        """Makes this a process that torchrun started beside the first: it buys nothing, and shares what is trained."""
+        self.leader, self.dir = self.dir, self.dir / "ranks" / str(rank)
+        self.progress = False
+        self.dir.mkdir(parents=True, exist_ok=True)
+        (self.leader / "models").mkdir(exist_ok=True)
+        if not (self.dir / "models").is_symlink():
+            (self.dir / "models").symlink_to(self.leader.absolute() / "models")
 
     def _remember_arguments(self) -> bool:
         """Whether the command ran here with these arguments before (without arguments, nothing is told apart)."""

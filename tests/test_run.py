@@ -11,6 +11,7 @@ import limbeck as lb
 from limbeck import run as runs
 from limbeck import store
 from limbeck.models.fake import Fake
+from tests.loopback import loopback
 
 
 def test_verbs_that_buy_need_an_open_run():
@@ -71,3 +72,28 @@ def test_scratch_of_a_killed_run_is_garbage(tmp_path):
         pass
     (tmp_path / "stages" / ".tmp-dead").mkdir()
     assert store.gc(tmp_path)[1] == [".tmp-dead"]
+
+
+def test_processes_of_torchrun_share_a_directory_and_only_the_first_buys(tmp_path):
+    code = (
+        "import sys, limbeck as lb\n"
+        "with lb.Run(sys.argv[2]):\n"
+        "    model = lb.models.get('openai/m', base_url=sys.argv[1])\n"
+        "    rows = lb.Table.from_rows({'prompt': f'question {i}'} for i in range(30))\n"
+        "    print(lb.ask(rows, model, '{prompt}', n=2).digest)\n"
+    )
+    with loopback(latency=0.02) as server:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, server.url, str(tmp_path)],
+                env=os.environ | {"RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in (1, 0, 2)
+        ]
+        said = {process.communicate(timeout=60)[0] for process in started}
+        assert [process.returncode for process in started] == [0, 0, 0]
+        assert len(said) == 1 and server.bought == 60
+    with lb.Run(tmp_path, progress=False) as run:
+        assert run.ledger.spent()["calls"] == 60

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -201,7 +202,7 @@ class _Asking:
         asked = (self.keys(words, o) for *_, words, o in self.requests())
         for chunk in _chunks(itertools.chain.from_iterable(asked), _CHUNK):
             have = run.ledger.have(chunk)
-            for other in run.reuse:
+            for other in run.lenders():
                 if lost := [k for k in chunk if k not in have]:
                     have |= run.ledger.borrow(other, lost)
             marks.extend(k not in have for k in chunk)
@@ -224,6 +225,9 @@ class _Asking:
     def buy(self, run: Run, site: str) -> None:
         """Buys what the ledger lacks, or stops before it: changed prompts, budget, an endpoint that stays away."""
         marks, lacking = self.missing(run)
+        while lacking and run.leader:  # another process buys for this one
+            time.sleep(0.2)
+            marks, lacking = self.missing(run)
         names = [m.name for m in self.models]
         run.event("ask", site=site, prompt=self.label, models=names, calls=len(marks), to_buy=lacking)
         if not lacking:

@@ -70,15 +70,13 @@ def test_two_processes_are_one(models, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     code = """
-import json, os, pathlib, sys
+import json, sys
 from limbeck.models.hf import HF
 from limbeck.run import Run
 from tests.invariant.test_split import lessons, objective, train, PLAIN
 student, teacher, out = sys.argv[1:]
 models = HF(student, name="student", device="cpu"), HF(teacher, name="teacher", device="cpu")
-# Each process has its own store and ledger; the models directory is the shared one.
-with Run(out + "/run" + os.environ["RANK"], progress=False) as run:
-    shared = pathlib.Path(out, "shared"); shared.mkdir(exist_ok=True); (run.dir / "models").symlink_to(shared)
+with Run(out, progress=False) as run:
     settings = {"num_train_epochs": 2, "per_device_train_batch_size": 4}
     model = train(models[0], lessons(22), objective(models, "sum"), **settings, **PLAIN)
 print(json.dumps([model.digest, str(model.path)]))
@@ -97,7 +95,7 @@ print(json.dumps([model.digest, str(model.path)]))
     assert [process.returncode for process in started] == [0, 0], said[0][1] + said[1][1]
     made = [json.loads(out.splitlines()[-1]) for out, _ in said]
     assert made[0][0] == made[1][0] == digest
-    path = tmp_path / "two" / "shared" / digest[:16]
+    path = tmp_path / "two" / "models" / digest[:16]
     lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-4)
     from safetensors.torch import load_file
