@@ -58,6 +58,8 @@ class correct:
     symbolic: bool = False
 
     def __call__(self, row: Row) -> bool | str:
+        if row.get(self.answer) is None:
+            raise KeyError(self.answer)  # `keep` says whether all rows lack the column, or this one
         given = parse.answer(row.get(self.response) or "")
         if isinstance(given, parse.Reject):
             return given.reason
@@ -72,6 +74,22 @@ def gold_answer(row: Row, column: str = "answer") -> str:
     text = str(row[column])
     worked = parse.answer(text)
     return text if isinstance(worked, parse.Reject) else worked
+
+
+@dataclasses.dataclass(frozen=True)
+class holds:
+    """Keeps rows that have something in all these columns: asked first, it saves calls that could not be used."""
+
+    columns: tuple[str, ...]
+
+    def __init__(self, *columns: str):
+        object.__setattr__(self, "columns", columns)
+
+    def __call__(self, row: Row) -> bool | str:
+        for column in self.columns:
+            if row.get(column) is None:
+                raise KeyError(column)
+        return True
 
 
 @dataclasses.dataclass(frozen=True)

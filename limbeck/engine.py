@@ -15,9 +15,11 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 from .errors import BudgetError, EndpointFailure, Incomplete, Interrupted, LimbeckError, Refused
+from .fingerprint import digest
 from .ledger import Ledger, Record
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
+LONGEST_PAUSE = 600.0  # an endpoint that asks for more is away
 
 
 @functools.cache
@@ -77,7 +79,8 @@ class Budget:
             number = float(m[2]) if m and m[2].count(".") < 2 and m[2] != "." else None
             if m is None or number is None or (m[1] and m[4] not in (None, "usd")):
                 raise LimbeckError(
-                    f'the budget {part.strip()!r} is not understood; write "$5", "100 calls" or "1M tokens".'
+                    f"the budget {part.strip()!r} is not understood; write '$5' (the shell wants the single quotes), "
+                    "'100 calls' or '1M tokens'."
                 )
             number *= {"k": 1e3, "m": 1e6}.get((m[3] or "").lower(), 1)
             unit = (m[4] or "usd").rstrip("s")
@@ -140,23 +143,28 @@ class Buying:
         self.retries: Counter[str] = Counter()
         self.served: dict[str, str | None] = {}
         self.bought = 0
+        self.endpoints: list[_Endpoint] = []
 
     def interrupt(self) -> None:
         self.stopped = self.stopped or Interrupted(
             "interrupted: the calls in flight were kept; run the same command again to go on."
         )
+        for endpoint in self.endpoints:
+            endpoint.changed.set()  # nobody waits out a pause for nothing
 
     async def all(self, endpoints: Mapping[str, tuple[int, Iterable[Job]]]) -> None:
         """Buys every endpoint's jobs side by side. Raises the first reason that stopped it, after draining."""
-        await asyncio.gather(*(_Endpoint(self, width, iter(jobs)).run() for width, jobs in endpoints.values()))
+        self.endpoints = [_Endpoint(self, width, iter(jobs)) for width, jobs in endpoints.values()]
+        await asyncio.gather(*(endpoint.run() for endpoint in self.endpoints))
         await asyncio.get_running_loop().run_in_executor(None, self.ledger.flush)
         if self.stopped:
             raise self.stopped
         if self.failed:
             causes = ", ".join(f"{n} x {cause}" for cause, n in self.failed.most_common())
+            why = next(iter(self.why.values())).rstrip(". ")
             raise Incomplete(
                 f"incomplete: {sum(self.failed.values())} calls got no answer ({causes}); {self.bought} were bought "
-                f"and kept. {next(iter(self.why.values()))} Run the same command again to ask only for the rest."
+                f"and kept. {why}. Once that is mended, the same command asks only for the rest."
             )
 
 
@@ -233,7 +241,7 @@ class _Endpoint:
         buying, budget, model = self.buying, self.buying.budget, job.model
         need = budget.worst(model, job.request)
         while not budget.reserve(need):
-            if not any(budget.reserved.values()):
+            if not budget.reserved["calls"]:  # nothing is in flight that could give some back
                 buying.stopped = buying.stopped or budget.exhausted()
                 return
             await asyncio.sleep(0.01)  # a call in flight may cost less than it reserved
@@ -244,20 +252,27 @@ class _Endpoint:
             reply, refused = await model.reply(job.request, job.key), None
         except Refused as refusal:
             reply, refused = None, str(refusal)
+            real = {"calls": 1.0, "tokens": 0.0, "money": 0.0}
         except EndpointFailure as failure:
             self._failed(failure, attempt, job, first)
             return
         else:
-            self._check_served(model, reply.served_model)
+            if not reply.prompt_tokens + reply.completion_tokens and not model.free:  # it did not say: count the worst
+                reply.prompt_tokens = int(need["tokens"])
+                reply.cost = need["money"] if reply.cost is None and need["money"] else reply.cost
             tokens = reply.prompt_tokens + reply.completion_tokens
             real = {"calls": 1.0, "tokens": float(tokens), "money": reply.cost or 0.0}
         finally:
             budget.settle(need, real)
         self.last_success = time.monotonic()
         buying.bought += 1
+        key = job.key
+        if reply and (wrong := self._wrongly_served(model, reply.served_model)):
+            buying.stopped = buying.stopped or wrong
+            key = digest(job.key, str(reply.served_model))  # paid for and kept, but no answer of the model asked
         buying.ledger.put(
             Record(
-                key=job.key,
+                key=key,
                 words=job.words,
                 model=model.digest,
                 body=job.body,
@@ -279,11 +294,12 @@ class _Endpoint:
 
     def _failed(self, failure: EndpointFailure, attempt: int, job: Job, first: float) -> None:
         buying, now = self.buying, time.monotonic()
-        if failure.final or attempt >= job.model.retries:
+        too_long = (failure.retry_after or 0.0) > LONGEST_PAUSE
+        if failure.final or too_long or attempt >= job.model.retries:
             buying.failed[failure.cause] += 1
             buying.why[failure.cause] = str(failure)
             # Nobody got through while this call used up all its tries: the endpoint is away, not this call unlucky.
-            self.away = self.away or failure.final or self.last_success < first
+            self.away = self.away or failure.final or too_long or self.last_success < first
             return
         buying.retries[failure.cause] += 1
         buying.progress.advance(0, retries=1)
@@ -293,15 +309,16 @@ class _Endpoint:
             self.paused_until = max(self.paused_until, now + failure.retry_after)
         heapq.heappush(self.retries, (now + pause, next(self.order), attempt + 1, job, first))
 
-    def _check_served(self, model: Any, served: str | None) -> None:
+    def _wrongly_served(self, model: Any, served: str | None) -> LimbeckError | None:
         if served is None:
-            return
+            return None
         known = self.buying.served
         if model.digest not in known:
             known[model.digest] = self.buying.ledger.served(model.digest)
         before = known[model.digest] = known[model.digest] or served
-        if before != served:
-            raise LimbeckError(
-                f"{model.name!r} was served by {before!r} so far and is now served by {served!r}; to ask the new one, "
-                f"say so with revision={served!r} (its replies are bought anew), or bring the old one back."
-            )
+        if before == served:
+            return None
+        return LimbeckError(
+            f"{model.name!r} was served by {before!r} so far and is now served by {served!r}; to ask the new one, "
+            f"say so with revision={served!r} (its replies are bought anew), or bring the old one back."
+        )

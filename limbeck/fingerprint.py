@@ -9,6 +9,7 @@ import functools
 import hashlib
 import inspect
 import json
+import linecache
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -112,7 +113,7 @@ def _tokens(value: Any, where: str) -> Iterator[str]:
         yield "method:" + value.__name__
         yield from _tokens(value.__self__, where)
     elif isinstance(value, types.FunctionType):
-        yield f"function:{value.__qualname__}:{code_digest(value)}"
+        yield f"function:{value.__qualname__}:{code_digest(value)}:{digest(_own_text(value.__code__))}"
         for name, held in sorted(_held(value).items()):
             yield name
             yield from _tokens(held, f"{where} (which uses {name!r})")
@@ -161,6 +162,24 @@ def code_digest(thing: Callable | type) -> str:
             return digest(thing.__code__.co_code, repr(_constants(thing.__code__)), repr(thing.__code__.co_names))
         return digest(thing.__qualname__)
     return digest(*(f"{p.name}:{_file_digest(str(p), p.stat().st_mtime_ns)}" for p in sorted(_with_imports(path))))
+
+
+def _own_text(code: types.CodeType) -> str:
+    """What tells a function from its neighbours of the same name, such as two lambdas in one file: its own source.
+
+    The text and not the bytecode, which differs from one Python to the next; the bytecode where there is no text.
+    """
+    spans = [p for p in code.co_positions() if None not in p and p[0] and p[1]]
+    lines = linecache.getlines(code.co_filename)
+    if not spans or not lines:
+        return repr((code.co_code, _constants(code), code.co_names))
+    (first, start), (last, end) = min((p[0], p[2]) for p in spans), max((p[1], p[3]) for p in spans)
+    body = [line.encode() for line in lines[first - 1 : last]]  # the columns count bytes
+    if not body:
+        return repr((code.co_code, _constants(code), code.co_names))
+    body[-1] = body[-1][:end]
+    body[0] = body[0][start:]
+    return b"".join(body).decode(errors="replace")
 
 
 def _constants(code: types.CodeType) -> list:

@@ -17,7 +17,7 @@ from .errors import LimbeckError
 from .fingerprint import canonical, digest, fingerprint
 from .parse import Reject
 from .run import current_or_none
-from .table import Row, Stage, Stored, Table, row_digest
+from .table import Row, Stage, Stored, Table, own, row_digest
 
 IN_MEMORY = 50_000  # rows of groups that are held at a time
 
@@ -249,7 +249,7 @@ def op(scope: str = "row", by: str | list[str] | None = None) -> Callable[[Calla
 
 def _each(fn: Callable, rows: Iterator[tuple[int, Row]], args: tuple, kwargs: dict) -> Iterator[Made]:
     for i, row in rows:
-        made, any_ = fn(row, *args, **kwargs), False
+        made, any_ = fn(own(row), *args, **kwargs), False
         for result in [made] if isinstance(made, dict | Reject) else made or ():
             any_ = True
             yield Made(i, result)

@@ -76,6 +76,8 @@ def get(prompt: "str | Prompt", search: Iterable[Path] = ()) -> Prompt:
     """Gives the Prompt for what a user may write: a Prompt, a name (neither space nor brace in it), or a template."""
     if isinstance(prompt, Prompt):
         return prompt
+    if not isinstance(prompt, str):
+        raise LimbeckError(f"a prompt is a name, a template or a Prompt; it is a {type(prompt).__name__}: {prompt!r}.")
     return load(prompt, search) if prompt and not re.search(r"[\s{}]", prompt) else inline(prompt)
 
 
@@ -89,8 +91,8 @@ def inline(template: str) -> Prompt:
 def load(name: str, search: Iterable[Path] = ()) -> Prompt:
     """Reads and checks a prompt: a path that ends in .md, else `<name>.md` in a folder of `search`, else a built-in."""
     if name.endswith(".md"):
-        path = Path(name)
-        if not path.is_file():
+        path = next((p for p in (Path(name), *(folder / name for folder in search)) if p.is_file()), None)
+        if path is None:
             raise LimbeckError(f"no prompt file {name!r}; give an existing .md file, or a name such as 'answer'.")
         return read(path.stem, path.read_text(encoding="utf-8"))
     for folder in (places := [*search, PROMPTS]):

@@ -106,3 +106,25 @@ def test_the_same_code_in_another_folder_is_the_same(tmp_path):
         write(tmp_path / name / "moved_rules.py", "def rule(row): return True\n", 1)
         found.append(code_digest(load(tmp_path / name, "moved_rules").rule))
     assert found[0] == found[1]
+
+
+def test_functions_of_one_name_in_one_file_differ_by_what_they_say():
+    rules = [lambda row: row["n"] < 5, lambda row: row["n"] > 5, lambda row: row["é"] > 5, lambda row: True]
+    assert len({fingerprint(rule) for rule in rules}) == 4
+    found = []
+    for _ in range(2):
+
+        def rule(row):
+            return row["n"] + 1
+
+        found.append(fingerprint(rule))
+
+    def rule(row):
+        return row["n"] - 1
+
+    assert found[0] == found[1] != fingerprint(rule)
+
+
+def test_functions_that_have_no_file_differ_too():
+    made = [eval(f"lambda row: row['n'] {sign} 5") for sign in "<>"]
+    assert fingerprint(made[0]) != fingerprint(made[1])

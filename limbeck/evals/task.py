@@ -69,6 +69,13 @@ def evaluate(
     system: str | None = None,
 ) -> Report:
     """Asks `model` every question of the task, grades the replies and counts them. Replies are kept like any other."""
+    if isinstance(task.grade, exact_answer):
+        lacking = sum(row.get(task.grade.answer) is None for row in task.rows)
+        if lacking:
+            raise LimbeckError(
+                f"evaluate on {task.name!r} wants an {task.grade.answer!r} in every row, and {lacking} have none; name the "
+                f"column with exact_answer('…'), or leave those rows out."
+            )
     items = numbered_items(task.rows)
     settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "system": system}
     asked = ask(items, model, task.prompt, into="response", parse=as_written, meta=("finish",), **settings)

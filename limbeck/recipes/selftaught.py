@@ -29,6 +29,7 @@ def rft(
     **training: Any,
 ) -> Table | Model:
     """Samples `k` solutions of each problem; keeps, of the right ones, one for each way of calculating."""
+    problems = keep(problems, checks.holds("prompt", "answer"))
     tries = ask(
         problems, teacher, "rationale/solve", n=k, into="response", temperature=temperature, max_tokens=max_tokens
     )
@@ -101,7 +102,7 @@ def star(
 
     Round r trains for `steps * growth ** r` steps, always from the student as it was given.
     """
-    model = student
+    model, problems = student, keep(problems, checks.holds("prompt", "answer"))
     for r in range(rounds):
         settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "salt": r}
         right = keep(ask(problems, model, "rationale/solve", into="response", **settings), checks.correct())

@@ -61,6 +61,8 @@ def ask(
     rendered the same words, index within n). Raises BudgetError, Incomplete, Interrupted; the replies are kept.
     """
     run = current("ask")
+    if not isinstance(rows, Table):
+        raise LimbeckError(f"ask wants a Table first; it got a {type(rows).__name__}: make one with Table.from_rows(…).")
     asking = _Asking(rows, who, prompt, n, into, system, shots, schema, parse, meta, salt, shard)
     asking.sampling = {
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "stop": stop, "logprobs": logprobs,
@@ -82,7 +84,7 @@ class _Asking:
         listed = who if isinstance(who, list | tuple) else [who]
         self.models: list[Model] = [models.get(w) if isinstance(w, str) else w for w in listed]
         self.rows, self.n, self.system, self.meta, self.salt, self.shard = rows, n, system, tuple(meta), salt, shard
-        self.prompt = prompts.get(prompt, current().search) if isinstance(prompt, str) else prompt
+        self.prompt = prompt if isinstance(prompt, Column) else prompts.get(prompt, current().search)
         self.loaded: dict[str, prompts.Prompt] = {}  # prompts that rows name in a column
         self.label = prompt.name if isinstance(prompt, Column) else self.prompt.name
         self.shots = [{k: s.get(k) for k in ("prompt", "response")} for s in shots] if shots is not None else []
@@ -175,6 +177,15 @@ class _Asking:
         settings = {k: row.get(v.name) if isinstance(v, Column) else v for k, v in self.sampling.items()}
         return Request(messages=[*system, *shown, *messages], schema=self.schema, **settings)
 
+    def lacking(self, row: Row) -> str | None:
+        """The column that the prompt takes and this row has nothing in: it is not asked about, it is rejected."""
+        prompt = self._prompt_of(row)
+        inputs = () if isinstance(prompt, list) else prompt.inputs
+        return next((c for c in inputs if row.get(c) is None), None)
+
+    def in_shard(self, index: int) -> bool:
+        return self.shard is None or index % self.shard[1] == self.shard[0]
+
     def requests(self) -> Iterator[tuple[int, Row, Model, Request, str, str, int]]:
         """(index, row, model, request, body, words, occurrence) in input order: the render pass.
 
@@ -182,13 +193,15 @@ class _Asking:
         """
         seen: Counter[str] = Counter()
         for index, row in enumerate(self.rows.tracked()):
+            if self.lacking(row):
+                continue
             request = self.request(row)
             body = canonical(request.canonical()).decode()
             for model in self.models:
                 words = digest(model.digest, body)
                 occurrence = seen[words]
                 seen[words] += 1
-                if self.shard is None or index % self.shard[1] == self.shard[0]:
+                if self.in_shard(index):
                     yield index, row, model, request, body, words, occurrence
 
     def keys(self, words: str, occurrence: int) -> list[str]:
@@ -285,32 +298,35 @@ class _Asking:
 
     def read(self, run: Run, rows: Iterator[tuple[int, Row]]) -> Iterator[Made]:
         """Turns the replies that the ledger holds into rows, in order; calls it does not hold are left out."""
-        pending: list[tuple[int, Model, list[str]]] = []
-        table: dict[int, Row] = {}  # the rows behind `pending`
-        last = -1
-        for index, _, model, _, _, words, occurrence in self.requests():
-            while last < index:
-                last, table[last] = next(rows)
-            pending.append((index, model, self.keys(words, occurrence)))
+        pending: list[tuple[int, Row, Model | None, list[str]]] = []
+        asked = itertools.groupby(self.requests(), key=lambda request: request[0])
+        at, group = next(asked, (None, iter(())))
+        for index, row in rows:
+            if at == index:
+                for _, _, model, _, _, words, occurrence in group:
+                    pending.append((index, row, model, self.keys(words, occurrence)))
+                at, group = next(asked, (None, iter(())))
+            elif self.in_shard(index):
+                pending.append((index, row, None, []))
             if len(pending) * self.n >= _CHUNK:
-                yield from self._read(run, pending, table)
-                pending, table = [], {last: table[last]}
-        yield from self._read(run, pending, table)
+                yield from self._read(run, pending)
+                pending = []
+        yield from self._read(run, pending)
 
-    def _read(self, run: Run, pending: list[tuple[int, Model, list[str]]], table: dict[int, Row]) -> Iterator[Made]:
+    def _read(self, run: Run, pending: list[tuple[int, Row, Model | None, list[str]]]) -> Iterator[Made]:
         held = run.ledger.replies([k for *_, keys in pending for k in keys])
-        for index, model, keys in pending:
-            for key in keys:
-                if key not in held:
-                    continue
+        for index, row, model, keys in pending:
+            if model is None:
+                yield Made(index, Reject(f"no {self.lacking(row)}"))
+                continue
+            for key in (k for k in keys if k in held):
                 data, refused = held[key]
                 if data is None:
                     yield Made(index, Reject(f"refused: {refused}"[:200]), (key,))
                     continue
                 reply = Reply.from_json(data)
-                for made in self._columns(table[index], model, reply):
-                    detail = reply.text if isinstance(made, Reject) else None
-                    yield Made(index, made, (key,), detail)
+                for made in self._columns(row, model, reply):
+                    yield Made(index, made, (key,), reply.text if isinstance(made, Reject) else None)
 
     def _parser(self, row: Row) -> Callable[[str], Any] | None:
         if self.parser is not None:

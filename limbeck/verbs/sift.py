@@ -10,7 +10,7 @@ from ..fingerprint import canonical, data_half, fingerprint
 from ..op import Made, row_stage
 from ..parse import Reject
 from ..similar import RougeL
-from ..table import Concat, Row, Table, View
+from ..table import Concat, Row, Table, View, own
 from .shape import _key, chances, dry_plan
 
 
@@ -26,24 +26,25 @@ def keep(rows: Table, *rules: Callable[[Row], Any]) -> Table:
 
     def made(it: Iterator[tuple[int, Row]]) -> Iterator[Made]:
         for index, row in it:
-            yield Made(index, _judged(row, rules, rows))
+            verdict = _judged(own(row), rules, rows)  # a rule judges: what it does to its copy changes nothing
+            yield Made(index, row if verdict is None else verdict)
 
     return row_stage("keep", rows, rules, made, code=data_half())
 
 
-def _judged(row: Row, rules: Sequence[Callable[[Row], Any]], rows: Table) -> Row | Reject:
+def _judged(row: Row, rules: Sequence[Callable[[Row], Any]], rows: Table) -> Reject | None:
     for rule in rules:
         try:
             verdict = rule(row)
         except KeyError as missing:
             if missing.args and missing.args[0] not in rows.columns:
                 rows.need(f"the rule {_name(rule)}", str(missing.args[0]))
-            return Reject(f"{_name(rule)}: no {missing.args[0]!r}")  # the column is there, this row has nothing in it
+            return Reject(f"no {missing.args[0]}")  # the column is there, this row has nothing in it
         if verdict is not True:
             if isinstance(verdict, Reject):
                 return verdict
             return Reject(verdict if isinstance(verdict, str) else _name(rule))
-    return row
+    return None
 
 
 def _name(rule: Callable) -> str:

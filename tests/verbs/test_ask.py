@@ -265,3 +265,12 @@ def test_an_edited_prompt_that_rows_name_is_asked_anew(run, brain, tmp_path):
         (tmp_path / "mine.md").write_text(f"---\ninputs: [prompt]\n---\n{words}\n")
         lb.ask(table, Fake(brain), lb.Column("how"), into="said")
     assert [r.messages[0]["content"] for r in brain.seen] == ["First x", "Second x"]
+
+
+def test_a_row_without_what_the_prompt_takes_is_rejected_and_not_asked(run, brain):
+    table = lb.Table.from_rows([{"prompt": "a"}, {"text": "no prompt"}, {"prompt": None}, {"prompt": "b"}])
+    made = lb.ask(table, Fake(brain), "{prompt}", n=2)
+    assert [r["prompt"] for r in made] == ["a", "a", "b", "b"] and brain.calls == 4
+    assert made.meta["counts"]["rejected"] == {"no prompt": 2}
+    halves = [lb.ask(table, Fake(brain), "{prompt}", n=2, shard=(i, 2)) for i in range(2)]
+    assert [h.meta["counts"]["rejected"] for h in halves] == [{"no prompt": 1}, {"no prompt": 1}]
