@@ -259,7 +259,7 @@ class _Endpoint:
         else:
             if not reply.prompt_tokens + reply.completion_tokens and not model.free:  # it did not say: count the worst
                 reply.prompt_tokens = int(need["tokens"])
-                reply.cost = need["money"] if reply.cost is None and need["money"] else reply.cost
+                reply.cost = reply.cost or need["money"] or reply.cost
             tokens = reply.prompt_tokens + reply.completion_tokens
             real = {"calls": 1.0, "tokens": float(tokens), "money": reply.cost or 0.0}
         finally:

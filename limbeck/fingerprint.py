@@ -44,14 +44,15 @@ def canonical(value: Any) -> bytes:
 
     Two values that Python holds equal give equal bytes, so a column that was stored as float64 keeps its digest.
     """
-    plain = _plain(value)
+    data = plain(value)
     try:
-        return orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
+        return orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
     except (TypeError, orjson.JSONEncodeError):  # integers over 64 bits, lone surrogates
-        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """JSON data in which equal numbers look equal: an integer that a column stored as a float is an integer again."""
     kind = type(value)
     if kind is str or kind is int or value is None or kind is bool:
         return value
@@ -60,11 +61,11 @@ def _plain(value: Any) -> Any:
             return int(value)
         return value if value - value == 0 else f"\0float:{value!r}"  # nan, inf: JSON has no word for them
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, str | int | float):  # subclasses: enums, numpy's float64
-        return _plain(next(base(value) for base in (str, int, float) if isinstance(value, base)))
+        return plain(next(base(value) for base in (str, int, float) if isinstance(value, base)))
     raise LimbeckError(
         f"a row holds a {kind.__name__}, which JSON has no form for; turn it into text, numbers or lists."
     )

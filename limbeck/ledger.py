@@ -160,12 +160,13 @@ class Ledger:
                 found[key] = (json.loads(reply) if reply else None, refused)
         return found
 
-    def bought_before(self, site: str, rows: set[str]) -> dict[str, set[str]]:
-        """Per row digest, the keys that this place in the recipe bought for it earlier."""
-        found: dict[str, set[str]] = {}
-        for row, key in self._all("select row, key from call where site = ?", (site,)):
+    def bought_before(self, site: str, rows: set[str]) -> dict[str, dict[str, tuple[str, str, str]]]:
+        """Per row digest, what this place in the recipe bought for it earlier: key -> (model, request, salt)."""
+        found: dict[str, dict[str, tuple[str, str, str]]] = {}
+        sql = "select c.row, c.key, c.model, r.body, c.salt from call c join request r using (words) where c.site = ?"
+        for row, key, *asked in self._all(sql, (site,)):
             if row in rows:
-                found.setdefault(row, set()).add(key)
+                found.setdefault(row, {})[key] = tuple(asked)
         return found
 
     def served(self, model: str) -> str | None:

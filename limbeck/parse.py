@@ -177,7 +177,7 @@ NUMBER = rf"(?:(?<!\w)[-+−])?{DIGITS}"
 SCORES = (
     re.compile(rf"\[\[\s*({NUMBER})(?:\s*/\s*\d+)?\s*\]\]"),
     re.compile(rf"(?:\b(?:score|rating|grade)\b[*_\"']*\s*(?:is|of|:|=)|\[RESULT\])[\s*_\"']*({NUMBER})", re.I),
-    re.compile(rf"({NUMBER})(?:\s*(?:/|out of)\s*\d+)?"),
+    re.compile(rf"({NUMBER})(?:\s*(?:stars?|points?)?\s*(?:/|out of)\s*\d+)?"),
 )
 
 
@@ -233,7 +233,7 @@ VERDICTS |= {"tie": "tie", "C": "tie", "draw": "tie", "equal": "tie", "A=B": "ti
 
 AFTER_HASHES = re.compile(r"####[ \t]*([^\n]*\S)")
 AFTER_WORDS = re.compile(
-    r"\banswer(?: is(?: that)?|[*_]*:)[ \t*_]*:?[ \t]*((?:[^\n.]|\.(?=\S))*[^\s.])", re.I
+    r"\banswer(?: is(?: that)?|[*_]*:)[ \t*_:]*+\n?[ \t*_]*+((?:[^\n.]|\.(?=\S))*[^\s.])", re.I
 )  # up to the sentence's end; a decimal point is none
 BOXED = re.compile(r"\\f?boxed\s*\{")
 

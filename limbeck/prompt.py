@@ -25,7 +25,7 @@ from typing import Any
 
 from limbeck import parse
 from limbeck.errors import LimbeckError
-from limbeck.fingerprint import digest, fingerprint
+from limbeck.fingerprint import digest, plain, fingerprint
 
 PROMPTS = Path(__file__).parent / "prompts"
 SLOT = re.compile(r"(\{+)([^\W\d]\w*)(\}+)")
@@ -157,7 +157,7 @@ def _text(row: Mapping[str, Any], slot: str, name: str) -> str:
     value = row.get(slot)
     if value is None:
         raise _unknown(name, slot, [c for c in row if not c.startswith("_") and row[c] is not None])
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
 
 
 def _unknown(name: str, slot: str, columns: Sequence[str]) -> LimbeckError:

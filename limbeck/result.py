@@ -1,8 +1,10 @@
 """What a recipe returned, written to its run directory: result.json, rows.parquet, model/."""
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,11 @@ from .models.base import Model
 from .table import Table
 
 
-def save(run: Any, made: Any) -> dict[str, Any]:
-    """Writes a recipe's result to the run's directory and returns result.json's content: {kind, parts, digest}.
+def write(run: Any, made: Any) -> dict[str, Any]:
+    """Writes what was made to the run's directory and returns result.json's content: {kind, parts, digest}.
 
     Tables go to rows.parquet (with `_row`, the lineage), trained models to model/ (hard links); the next ones of a
-    kind to rows-2.parquet, model-2/. A result without a table gives the last one trained on.
+    kind to rows-2.parquet, model-2/. A result without a table gives the last one trained on, as `trained_on`.
     """
     values = made if isinstance(made, tuple) else (made,)
     parts, counts = [], {"table": 0, "model": 0}
@@ -27,11 +29,10 @@ def save(run: Any, made: Any) -> dict[str, Any]:
         if kind in counts:
             counts[kind] += 1
         parts.append(_part(run, kind, value, "" if counts.get(kind, 1) == 1 else f"-{counts[kind]}"))
-    last = run.trained_on
-    if not counts["table"] and last is not None:
-        _rows(run, last, "")
     kind = parts[0]["kind"] if len(parts) == 1 else "tuple"
     saved = {"version": 1, "kind": kind, "parts": parts, "digest": digest(*(p["digest"] for p in parts))}
+    if not counts["table"] and run.trained_on is not None:
+        saved["trained_on"] = _rows(run, run.trained_on, "")
     scratch = run.dir / "result.tmp"
     scratch.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
     scratch.rename(run.dir / "result.json")
@@ -106,17 +107,47 @@ def _link(source: str, target: str) -> str:
     return target
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The content of a run directory's run.json or result.json, {} where there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise LimbeckError(f"{path} cannot be read: it is damaged; remove it and run the same command again.")
+    return data
+
+
+def table_of(saved: dict[str, Any]) -> dict[str, Any] | None:
+    """What result.json says of rows.parquet: the first table of the result, else the rows that a model learned from."""
+    return next((p for p in saved.get("parts", []) if p["kind"] == "table"), saved.get("trained_on"))
+
+
 def events(directory: Path) -> Iterator[dict[str, Any]]:
-    """The lines of events.jsonl; a last line that a kill cut short is left out."""
+    """The lines of events.jsonl; one that a kill cut short is left out."""
     path = directory / "events.jsonl"
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+            with contextlib.suppress(ValueError):
+                if isinstance(found := json.loads(line), dict) and "event" in found:
+                    yield found
+
+
+def unpriced(directory: Path) -> dict[str, int]:
+    """How many calls of unknown price each ask bought, by the name of its place."""
+    path = (directory / "ledger" / "calls.sqlite").resolve()
+    if not path.exists():
+        return {}
+    sql = "select site, count(*) from call where reused = 0 and cost is null group by site"
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as held:
+        try:
+            return dict(held.execute(sql).fetchall())
+        except sqlite3.DatabaseError:  # damaged, or written by another version: then nothing is known
+            return {}
 
 
 def stages(directory: Path) -> list[dict[str, Any]]:

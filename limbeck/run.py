@@ -1,6 +1,5 @@
 """Run: one directory with its store, ledger, budget and events. The only thing in limbeck that has a state."""
 
-import fcntl
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from . import engine, table
 from .errors import LimbeckError
 from .ledger import Ledger
 from .progress import Progress
-from .store import Store
+from .store import Store, lock
 
 EVENTS_VERSION = 1
 _open: list["Run"] = []
@@ -62,20 +61,11 @@ class Run:
     def __enter__(self) -> "Run":
         if rank := int(os.environ.get("RANK", "0")):
             self._follow(rank)
-        self.dir.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.dir / ".lock").open("a+")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            raise LimbeckError(
-                f"another process (pid {holder}) is working in {self.dir}; wait for it, or choose another directory."
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
+            self.dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LimbeckError(f"{self.dir} cannot be made a run directory: {error.strerror}; choose another.") from None
+        self._lock = lock(self.dir)
         self.store = Store(self.dir / "stages")
         self.ledger = Ledger(self.dir / "ledger")
         self.budget = engine.Budget(self.caps, self.ledger.spent())
@@ -116,6 +106,11 @@ class Run:
         """Names a place in the recipe by order of execution: the third ask of a run is the third ask of its re-run."""
         self._sites += 1
         return f"{self._sites}:{verb}"
+
+    def say(self, line: str) -> None:
+        """Tells the user something in passing, on standard error."""
+        if self.progress:
+            print(line, file=sys.stderr)
 
     def bar(self, label: str, total: int | None, note: str = "") -> Progress:
         return Progress(label, total, shown=self.progress, note=note)

@@ -1,6 +1,7 @@
 """stages/<name>/: what a stage made, committed by one atomic rename, and the writer that settles column types."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pickle
@@ -8,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,6 +143,24 @@ class Store:
         return final
 
 
+def lock(directory: Path) -> IO[str]:
+    """Takes a run directory for this process until the file that it returns is closed; raises where another has it."""
+    held = (directory / ".lock").open("a+")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.seek(0)
+        holder = held.read().strip() or "unknown"
+        held.close()
+        raise LimbeckError(
+            f"another process (pid {holder}) is working in {directory}; wait for it, or choose another directory."
+        ) from None
+    held.truncate(0)
+    held.write(str(os.getpid()))
+    held.flush()
+    return held
+
+
 def meta(stage: Path) -> dict[str, Any]:
     """Reads a stage's meta.json."""
     return json.loads((stage / "meta.json").read_text())
@@ -155,7 +174,11 @@ def gc(run_dir: Path, models: Iterable[str] = ()) -> tuple[int, list[str]]:
     record = run_dir / "used.json"
     if not record.exists():
         raise LimbeckError(f"{run_dir} holds no finished run, so nothing is known to be unused; finish it first.")
-    used = set(json.loads(record.read_text())["stages"])
+    with lock(run_dir):
+        return _gc(run_dir, set(json.loads(record.read_text())["stages"]), models)
+
+
+def _gc(run_dir: Path, used: set[str], models: Iterable[str]) -> tuple[int, list[str]]:
     removed, freed = [], 0
     stale = [p for p in sorted((run_dir / "stages").iterdir()) if p.is_dir() and p.name not in used]
     for name in models:

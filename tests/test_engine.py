@@ -192,3 +192,66 @@ def test_ctrl_c_drains_keeps_what_came_and_goes_on_later(tmp_path):
         assert server.bought < 60
         with lb.Run(tmp_path, progress=False) as run:
             assert run.ledger.spent()["calls"] == server.bought  # nothing in flight was thrown away
+
+
+def test_a_budget_ends_though_prices_leave_a_residue(tmp_path):
+    """Floating-point sums never quite return to zero; the end must not wait for that."""
+    model = Fake(lambda r: lb.Reply("x", prompt_tokens=len(str(r)) % 7, completion_tokens=3), price=Price(0.3, 0.7))
+    table = lb.Table.from_rows({"prompt": "x" * (i % 97)} for i in range(500))
+    with pytest.raises(lb.BudgetError), lb.Run(tmp_path, budget="$0.001", progress=False):
+        lb.ask(table, model, "{prompt}!", max_tokens=50)
+
+
+def test_refused_calls_count_against_a_cap_in_calls(tmp_path):
+    def brain(request):
+        if int(request.messages[-1]["content"].split()[-1]) % 2:
+            raise lb.errors.Refused("no")
+        return "x"
+
+    model = Fake(brain)
+    with pytest.raises(lb.BudgetError), lb.Run(tmp_path, budget="5 calls", progress=False):
+        lb.ask(rows(20), model, "{prompt}")
+    assert model.calls == 5
+
+
+def test_failed_tries_cost_no_budget(tmp_path, quick):
+    tries = []
+
+    def brain(request):
+        tries.append(1)
+        if len(tries) % 2:
+            raise EndpointFailure("busy", cause="503")
+        return "x"
+
+    with lb.Run(tmp_path, budget="5 calls", progress=False):
+        assert len(lb.ask(rows(5), Fake(brain, concurrency=1), "{prompt}")) == 5
+
+
+def test_a_reply_without_usage_is_counted_as_the_worst(tmp_path):
+    model = Fake(lambda r: lb.Reply("x"), price=Price(1.0, 1.0), concurrency=1)
+    with pytest.raises(lb.BudgetError), lb.Run(tmp_path, budget="2k tokens", progress=False):
+        lb.ask(rows(50), model, "{prompt}", max_tokens=300)
+    assert 1 <= model.calls <= 6
+    with pytest.raises(lb.BudgetError), lb.Run(tmp_path / "money", budget="$0.002", progress=False):
+        lb.ask(rows(50), model, "{prompt}", max_tokens=300)
+    with lb.Run(tmp_path / "money", progress=False) as run:
+        assert 0 < run.ledger.spent()["money"] <= 0.002
+
+
+def test_ctrl_c_does_not_wait_out_a_pause(run):
+    import asyncio as aio
+
+    async def scene():
+        async def brain(request):
+            raise EndpointFailure("slow down", cause="429", retry_after=60.0)
+
+        buying = engine.Buying(run.ledger, run.budget, run.bar("x", 1))
+        request = lb.Request(messages=[{"role": "user", "content": "x"}])
+        job = engine.Job(Fake(brain), request, "k", "w", "{}", 0, 0, "0", "1:ask", "r")
+        work = aio.create_task(buying.all({"fake": (1, [job])}))
+        await aio.sleep(0.2)
+        buying.interrupt()
+        with pytest.raises(lb.errors.Interrupted):
+            await aio.wait_for(work, 5)
+
+    engine.wait(scene())

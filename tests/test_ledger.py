@@ -1,6 +1,7 @@
 """The ledger keeps what was bought, in groups, once each."""
 
 import sqlite3
+import time
 
 import pytest
 
@@ -91,3 +92,10 @@ def test_a_full_disk_is_told_to_whoever_buys(ledger, monkeypatch):
     ledger.put(record("k"))
     with pytest.raises(LimbeckError, match="disk is full"):
         ledger.flush()
+
+
+def test_what_was_put_is_durable_soon_without_asking_for_it(ledger):
+    ledger.put(record("k"))
+    until = time.monotonic() + 5
+    while sqlite3.connect(ledger.path).execute("select count(*) from call").fetchone() == (0,):
+        assert time.monotonic() < until

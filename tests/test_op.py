@@ -146,3 +146,23 @@ def test_functions_keep_their_names_though_modules_are_called_the_same():
     import limbeck.verbs  # noqa: F401  (which imports the module limbeck.op)
 
     assert callable(limbeck.op) and limbeck.op is lb.op
+
+
+def test_a_row_changed_in_place_is_stored_as_it_was_changed(run):
+    @lb.op()
+    def louder(row):
+        row["text"] = row["text"].upper()
+        row["marks"].append("loud")
+        return row
+
+    made = louder(lb.Table.from_rows([{"text": "hush", "marks": ["old"]}]))
+    assert list(made) == [{"text": "HUSH", "marks": ["old", "loud"]}]
+    assert made.digest == lb.Table.from_rows(list(made)).digest
+
+
+def test_a_rule_that_changes_its_row_changes_nothing(run):
+    def rule(row):
+        row["n"] = 99
+        return True
+
+    assert list(lb.keep(lb.Table.from_rows([{"n": 1}]), rule)) == [{"n": 1}]

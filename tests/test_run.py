@@ -97,3 +97,10 @@ def test_processes_of_torchrun_share_a_directory_and_only_the_first_buys(tmp_pat
         assert len(said) == 1 and server.bought == 60
     with lb.Run(tmp_path, progress=False) as run:
         assert run.ledger.spent()["calls"] == 60
+
+
+def test_gc_keeps_away_from_a_run_at_work(tmp_path):
+    with lb.Run(tmp_path, progress=False):
+        pass
+    with lb.Run(tmp_path, progress=False), pytest.raises(lb.LimbeckError, match="another process"):
+        store.gc(tmp_path)

@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ __all__ = ["Model", "Price", "Reply", "Request", "get", "is_model", "providers",
 _BUILT_IN = {"fake": "fake:named", "hf": "hf:HF", "openai": "http:OpenAI", "tiny": "shipped:named"}
 # What `get` sets on every model; none of it changes what a model answers, so none of it is in the digest.
 _COMMON = ("price", "max_output", "concurrency", "retries")
+_TOLD = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def get(name: str, **options: Any) -> Model:
@@ -40,11 +42,12 @@ def get(name: str, **options: Any) -> Model:
         raise LimbeckError(_no_provider(name, provider, rest))
     make = _provider(provider)
     parameters = inspect.signature(make).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("name", "digest")]
+    known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("name", "digest")}
     for option in options:
         if option not in known and option not in _COMMON:
             raise LimbeckError(f"{name} has no option {option!r};{_nearest(option, [*known, *_COMMON])}")
-    model = make(rest, **{k: v for k, v in options.items() if k not in _COMMON})
+    own = {k: _settled(name, known[k], v) for k, v in options.items() if k not in _COMMON}
+    model = make(rest, **own)
     if options.get("price") is not None:
         model.price = as_price(options["price"])
     for option in _COMMON[1:]:
@@ -53,7 +56,21 @@ def get(name: str, **options: Any) -> Model:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise LimbeckError(f"{name} wants {option} as a whole number of at least {least}; it got {value!r}.")
             setattr(model, option, value)
+            if option == "max_output":
+                model.limit = value  # a bound on the price is none unless it is sent
     return model
+
+
+def _settled(name: str, option: inspect.Parameter, value: Any) -> Any:
+    """An option's value as its provider declares it; a number where text is wanted (a revision of digits) is text."""
+    kinds = tuple(k for k in typing.get_args(option.annotation) or (option.annotation,) if isinstance(k, type))
+    plain = [k for k in kinds if k in _TOLD]
+    fits = bool in plain if isinstance(value, bool) else isinstance(value, kinds)
+    if value is None or not plain or fits:
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and (float in plain or str in plain):
+        return float(value) if float in plain else str(value)
+    raise LimbeckError(f"{name} wants {option.name} as {_TOLD[plain[0]]}; it got {value!r}.")
 
 
 def is_model(text: str) -> bool:

@@ -1,6 +1,7 @@
 """What every model is: a name, a digest, what it can do, and one way to answer a request."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -76,6 +77,7 @@ class Model:
     retries: int = 6  # tries after the first one
     price: Price | None = None  # None: unknown
     max_output: int | None = None  # the most tokens it may write when a request names no max_tokens
+    limit: int | None = None  # what it caps such a request at by itself: part of the call's key, for it changes replies
     free: ClassVar[bool] = False  # runs here and costs nothing
 
     async def reply(self, request: Request, key: str) -> Reply:
@@ -88,8 +90,12 @@ class Model:
         )
 
     def prompt_tokens_at_most(self, request: Request) -> int:
-        """An upper bound of the prompt's tokens: a token is at least one byte, plus what the chat template adds."""
-        total = 0
+        """An upper bound of the prompt's tokens: a token is at least one byte of what is sent.
+
+        Beyond it, 64 for what a chat template adds by itself (a default system text) and 16 for each message.
+        """
+        extras = [m for m in request.messages if set(m) - {"role", "content"}]
+        total = 64 + sum(len(json.dumps(e, default=str)) for e in (*extras, request.tools or [], request.schema or {}))
         for message in request.messages:
             content = message.get("content") or ""
             parts = [content] if isinstance(content, str) else [str(p.get("text", "")) for p in content]

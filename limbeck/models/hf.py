@@ -82,7 +82,7 @@ class HF(Model):
             adapted = files.digest(self.adapter, None, self.name) if self.adapter else None
             self.digest = fingerprint(["hf", self.digest, adapted, self.dtype])
         self.endpoint = self.name
-        self.max_output = 512
+        self.limit = self.max_output = 512
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._lock = threading.RLock()

@@ -53,6 +53,8 @@ class OpenAI(Model):
         url = (base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI).rstrip("/").removesuffix("/chat/completions")
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
             raise LimbeckError(f'openai/{name} wants base_url as "http://host:port/v1"; it got {url!r}.')
+        if not timeout > 0:
+            raise LimbeckError(f"openai/{name} wants timeout in seconds, more than 0; it got {timeout!r}.")
         self._key = api_key or os.environ.get("OPENAI_API_KEY")
         if not self._key and url == _OPENAI:
             raise LimbeckError(
@@ -62,8 +64,7 @@ class OpenAI(Model):
         self.model, self.name, self.endpoint, self.timeout = name, f"openai/{name}", url, float(timeout)
         self.host = urlsplit(url).netloc.rpartition("@")[2]
         self.digest = fingerprint(["openai", name, revision])
-        self.price, self._limit = price_of(name)
-        self.max_output = self._limit
+        self.price, self.max_output = price_of(name)
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -134,7 +135,7 @@ class OpenAI(Model):
         for field in ("temperature", "top_p", "stop", "tools"):
             if (value := getattr(request, field)) is not None:
                 body[field] = value
-        limit = request.max_tokens or self._asked_limit()
+        limit = request.max_tokens or self.limit
         if limit is not None:  # OpenAI's reasoning models refuse the older name, other servers know no other
             body["max_completion_tokens" if self.endpoint == _OPENAI else "max_tokens"] = limit
         if request.logprobs is not None:
@@ -146,10 +147,6 @@ class OpenAI(Model):
             form = {"name": "answer", "schema": request.schema, "strict": strict}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         return {**body, **(request.extra or {})}
-
-    def _asked_limit(self) -> int | None:
-        """`max_output` where the user gave one: a bound on the price is none unless it is sent."""
-        return self.max_output if self.max_output != self._limit else None
 
     def _read(self, data: Any) -> Reply:
         if not data.get("choices"):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from limbeck import SFT, Model, Table, ask, checks, concat, dedup, fields, keep, minus, pick, recipe, teach, train
+from limbeck import SFT, LimbeckError, Model, Table, ask, checks, concat, dedup, fields, keep, minus, pick, recipe, teach, train
 
 
 @recipe(
@@ -102,6 +102,8 @@ def star(
 
     Round r trains for `steps * growth ** r` steps, always from the student as it was given.
     """
+    if "max_steps" in training:
+        raise LimbeckError("star sets max_steps itself, round by round: give steps=… and growth=….")
     model, problems = student, keep(problems, checks.holds("prompt", "answer"))
     for r in range(rounds):
         settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "salt": r}

@@ -1,8 +1,5 @@
 """Numbers as people read them."""
 
-import json
-from typing import Any
-
 
 def duration(seconds: float) -> str:
     """Seconds in words."""
@@ -18,10 +15,11 @@ def money(dollars: float | None) -> str:
     return f"${dollars:,.2f}" if dollars >= 0.01 or dollars == 0 else f"${dollars:.4f}"
 
 
-def paid(spent: dict[str, float], record: dict[str, Any]) -> str:
-    """What was spent, unless a model of the run has no known price; `record` is run.json's content."""
-    unknown = '"priced": false' in json.dumps(record.get("bound", {}))
-    return money(None if unknown and spent.get("calls") and not spent.get("money") else spent.get("money", 0.0))
+def paid(dollars: float, unpriced: int) -> str:
+    """What was spent, `unpriced` calls of unknown price apart: they are never shown as free."""
+    if not unpriced:
+        return money(dollars)
+    return f"{money(dollars)} and {unpriced:,} calls of unknown price" if dollars else money(None)
 
 
 def short(number: float) -> str:

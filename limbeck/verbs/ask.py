@@ -1,5 +1,6 @@
 """ask: rows × models × draws → replies → columns. Renders first, buys what the ledger lacks, then reads the ledger."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -195,9 +196,12 @@ class _Asking:
         for index, row in enumerate(self.rows.tracked()):
             if self.lacking(row):
                 continue
-            request = self.request(row)
-            body = canonical(request.canonical()).decode()
+            wanted = self.request(row)
             for model in self.models:
+                request = wanted
+                if wanted.max_tokens is None and model.limit is not None:
+                    request = dataclasses.replace(wanted, max_tokens=model.limit)
+                body = canonical(request.canonical()).decode()
                 words = digest(model.digest, body)
                 occurrence = seen[words]
                 seen[words] += 1
@@ -245,7 +249,9 @@ class _Asking:
         run.event("ask", site=site, prompt=self.label, models=names, calls=len(marks), to_buy=lacking)
         if not lacking:
             return
-        self._stop_if_changed(run, marks, lacking, site)
+        self._stop_if_changed(run, marks, site)
+        if lacking < len(marks):
+            run.say(f"{self.label}: {len(marks) - lacking:,} calls are replayed, {lacking:,} are to buy")
         first = next(self.jobs(marks, site))
         for model in self.models:
             run.budget.worst(model, first.request)  # a cap on what has no bound is an error before the first call
@@ -262,26 +268,32 @@ class _Asking:
                 run.event("bought", site=site, calls=buying.bought, money=bar.money, retries=dict(buying.retries),
                           failed=dict(buying.failed), spent=run.ledger.spent())  # fmt: skip
 
-    def _stop_if_changed(self, run: Run, marks: bytearray, lacking: int, site: str) -> None:
-        """Stops where rows that were paid for here would be paid for again though no argument changed."""
-        if run.accept_changes or not run.same_arguments:
-            if lacking < len(marks) and run.arguments is not None and not run.same_arguments:
-                run.event("replay", site=site, replayed=len(marks) - lacking, to_buy=lacking)
+    def _stop_if_changed(self, run: Run, marks: bytearray, site: str) -> None:
+        """Stops where what was paid for here would be bought again because a prompt or the code changed.
+
+        That is: at this place in the recipe, the same model was asked about the same row before, with the same settings
+        and salt, and nothing of what is asked about it now is held. Another model, temperature, salt or a larger `n`
+        is the user's wish, and buys.
+        """
+        if run.accept_changes:
             return
-        wanted: dict[str, set[str]] = {}
+        wanted: dict[str, list[tuple]] = {}
         for job in self.jobs(marks, site):
-            wanted.setdefault(job.row, set()).add(job.key)
+            wanted.setdefault(job.row, []).append(_settings(job.model.digest, job.body, job.salt))
         now: dict[str, set[str]] = {}
         digests = self.rows.row_digests
         for index, *_, words, occurrence in self.requests():
             row = digests[16 * index : 16 * index + 16].hex()
             if row in wanted:
                 now.setdefault(row, set()).update(self.keys(words, occurrence))
-        before = run.ledger.bought_before(site, set(wanted))
-        again = sum(len(wanted[row]) for row, keys in before.items() if keys - now[row])
+        again = 0
+        for row, bought in run.ledger.bought_before(site, set(wanted)).items():
+            if not now[row] & bought.keys():
+                lost = {_settings(*asked) for asked in bought.values()}
+                again += sum(settings in lost for settings in wanted[row])
         if again:
             spent = run.ledger.spent()
-            price = f", about ${spent['money'] / spent['calls'] * again:.2f}" if spent["money"] else ""
+            price = f" for about ${spent['money'] / spent['calls'] * again:.4f}" if spent["money"] else ""
             raise ChangedError(
                 f"{again} calls of ask {site} ({self.label}) are paid for already, but the prompt or the "
                 f"code changed and they would be bought again{price}; undo the change, or go on with --accept-changes."
@@ -360,8 +372,9 @@ class _Asking:
         stem = (outputs or [self.into])[0]
         if len(self.models) > 1:
             new["writer"] = model.name
-        if reply.finish == "length" or "finish" in self.meta:
-            new[f"{stem}_finish"] = reply.finish
+        marked = reply.finish == "length" or "finish" in self.meta
+        if marked or f"{stem}_finish" in row:  # an earlier reply's mark does not outlive it
+            new[f"{stem}_finish"] = reply.finish if marked else None
         usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
         extras = {
             "reasoning": reply.reasoning, "model": reply.served_model or model.name, "usage": usage,
@@ -369,6 +382,13 @@ class _Asking:
         }  # fmt: skip
         new |= {f"{stem}_{m}": json.loads(json.dumps(extras[m])) for m in self.meta if m != "finish"}
         return {**row, **new}
+
+
+def _settings(model: str, body: str, salt: str) -> tuple[str, str, str]:
+    """A call without its words: who is asked, how it samples, which salt."""
+    request = json.loads(body)
+    request.pop("messages", None)
+    return model, json.dumps(request, sort_keys=True), salt
 
 
 def _chunks(items: Iterator[str], size: int) -> Iterator[list[str]]:

@@ -73,6 +73,26 @@ def test_numbers_that_are_none(options):
     assert next(iter(options)) in said("fake/echo", **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "wanted"),
+    [
+        ("openai/m", {"timeout": "abc"}, "timeout as a number; it got 'abc'"),
+        ("openai/m", {"timeout": True}, "timeout as a number"),
+        ("openai/m", {"timeout": -1}, "more than 0"),
+        ("openai/m", {"base_url": True}, "base_url as text"),
+        ("tiny/student", {"seed": "x"}, "seed as a whole number"),
+        ("hf/./nowhere", {"trust_remote_code": "maybe"}, "trust_remote_code as true or false"),
+    ],
+)
+def test_options_of_another_kind(name, options, wanted):
+    assert wanted in said(name, **options)
+
+
+def test_a_number_is_taken_where_text_is_wanted():
+    assert get("openai/m", revision=2).digest == get("openai/m", revision="2").digest
+    assert get("openai/m", timeout=5).timeout == 5.0
+
+
 def test_names_that_are_not_there():
     assert "fake/echo" in said("fake/eco")
     assert "tiny/teacher" in said("tiny/techer")

@@ -98,7 +98,7 @@ def test_golden_call_key(run, brain):
 
 
 def test_shards_together_equal_the_whole(run, brain):
-    table = lb.Table.from_rows({"prompt": f"q{i % 3}"} for i in range(11))
+    table = lb.Table.from_rows({"prompt": f"q{i % 4}"} for i in range(11))
     model = Fake(brain)
     parts = [list(lb.ask(table, model, "{prompt}", n=2, shard=(i, 3))) for i in range(3)]
     bought = brain.calls
@@ -219,27 +219,32 @@ def test_another_served_model_stops_with_the_way_out(tmp_path):
 
 
 def test_an_edited_prompt_stops_before_it_buys_again(tmp_path, brain):
-    def go(prompt, **options):
-        with lb.Run(tmp_path, progress=False, **options):
-            return lb.ask(rows(), Fake(brain), prompt)
+    def go(prompt, n=1, accept_changes=False, **settings):
+        with lb.Run(tmp_path, progress=False, accept_changes=accept_changes):
+            return lb.ask(rows(), Fake(brain), prompt, n=n, **settings)
 
-    go("{prompt}", arguments={"n": 1})
-    with pytest.raises(lb.errors.ChangedError, match="4 calls .*are paid for already.*--accept-changes"):
-        go("Please: {prompt}", arguments={"n": 1})
+    go("{prompt}")
+    for more in ({}, {"n": 2}):  # a changed argument beside it hides nothing
+        with pytest.raises(lb.errors.ChangedError, match="calls .*are paid for already.*--accept-changes"):
+            go("Please: {prompt}", **more)
     assert brain.calls == 4
-    go("Please: {prompt}", arguments={"n": 1}, accept_changes=True)
+    go("Please: {prompt}", accept_changes=True)
     assert brain.calls == 8
-    go("Kindly: {prompt}", arguments={"n": 2})  # a changed argument may buy
+    go("{prompt}")
+    go("{prompt}", n=2)
     assert brain.calls == 12
-    with pytest.raises(lb.errors.ChangedError):
-        go("Now: {prompt}", arguments={"n": 1})  # these arguments ran before
+    go("Kindly: {prompt}", temperature=0.5)  # other settings are the user's wish
+    assert brain.calls == 16
 
 
-def test_more_rows_under_the_same_arguments_do_not_count_as_a_change(tmp_path, brain):
-    for n in (3, 5):
-        with lb.Run(tmp_path, progress=False, arguments={}):
-            lb.ask(rows(n), Fake(brain), "{prompt}")
-    assert brain.calls == 5
+def test_more_rows_or_the_rest_of_a_partial_run_are_no_change(tmp_path, brain):
+    for n, budget in ((3, None), (8, "6 calls"), (8, None)):
+        try:
+            with lb.Run(tmp_path, progress=False, budget=budget):
+                lb.ask(rows(n), Fake(brain), "{prompt}")
+        except lb.BudgetError:
+            assert n == 8
+    assert brain.calls == 8
 
 
 def test_replies_of_another_run_are_reused_for_free(tmp_path, brain):
@@ -274,3 +279,40 @@ def test_a_row_without_what_the_prompt_takes_is_rejected_and_not_asked(run, brai
     assert made.meta["counts"]["rejected"] == {"no prompt": 2}
     halves = [lb.ask(table, Fake(brain), "{prompt}", n=2, shard=(i, 2)) for i in range(2)]
     assert [h.meta["counts"]["rejected"] for h in halves] == [{"no prompt": 1}, {"no prompt": 1}]
+
+
+def test_a_limit_of_the_models_own_is_part_of_the_key(run):
+    short, long = (lb.models.get("fake/echo", max_output=n) for n in (5, 80))
+    lb.ask(rows(1), short, "{prompt}")
+    lb.ask(rows(1), long, "{prompt}", into="longer")
+    assert run.ledger.spent()["calls"] == 2
+
+
+def test_a_number_is_said_the_same_whatever_stands_in_other_rows(run, brain):
+    lb.ask(lb.Table.from_rows([{"x": 1}, {"x": 2.5}]), Fake(brain), "Is {x} big?")
+    lb.ask(lb.Table.from_rows([{"x": 1}]), Fake(brain), "Is {x} big?", into="alone")
+    assert brain.calls == 2
+
+
+def test_a_mark_of_an_earlier_reply_does_not_outlive_it(run):
+    said = iter([lb.Reply("half", finish="length"), lb.Reply("whole")])
+    model = Fake(lambda r: next(said))
+    again = lb.ask(lb.ask(rows(1), model, "{prompt}"), model, "{prompt}", into="response", salt=1)
+    assert list(again) == [{"prompt": "question 0", "response": "whole"}]
+
+
+def test_replies_of_a_wrong_model_are_paid_for_and_kept_apart(tmp_path):
+    sold = []
+
+    def brain(request):
+        sold.append(1)
+        return lb.Reply("x", served_model="m-1" if len(sold) < 4 else "m-2", cost=0.5)
+
+    for n in (3, 8):
+        try:
+            with lb.Run(tmp_path, progress=False):
+                lb.ask(rows(n), Fake(brain), "{prompt}", salt=n)
+        except lb.LimbeckError as error:
+            assert "now served by 'm-2'" in str(error)
+    with lb.Run(tmp_path, progress=False) as run:
+        assert run.ledger.spent()["calls"] == len(sold) and run.ledger.spent()["money"] == 0.5 * len(sold)
