@@ -265,11 +265,13 @@ def group_stage(
 
     def generate() -> Iterator[Row | Dropped]:
         for members in groups(rows, by):
+            told: set[str] = set()
             for made in fn(members):
-                if isinstance(made, Dropped) or "_row" in made or "_from" in made:
-                    yield made
-                else:
-                    yield made | {"_from": [m["_row"] for m in members]}
+                if not isinstance(made, Dropped) and "_row" not in made and "_from" not in made:
+                    made = made | {"_from": [m["_row"] for m in members]}
+                told.update(_lineage(made.row if isinstance(made, Dropped) else made))
+                yield made
+            yield from (Dropped(m, "left out") for m in members if m["_row"] not in told)
 
     return whole_stage(name, "group", (rows,), [by, parameters], generate, code=code)
 

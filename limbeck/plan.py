@@ -8,10 +8,13 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import store, table
+from . import parse, store, table
 from .errors import LimbeckError
+from .models.base import Request
 from .run import Run
 from .table import Row, Table, View
+
+_NOTHING = Request(messages=())
 
 
 class Stopped(LimbeckError):
@@ -38,13 +41,23 @@ class Plan:
         """What a step that cannot run on stand-ins gives instead: all its rows, with the columns that it would add."""
         return rows
 
-    def train(self, student: Any) -> Any:
+    def train(self, student: Any, rows: Table) -> Any:
         """What train gives back under this plan."""
         raise Stopped("a plan ends where training begins.")
 
 
 class StandIn(View):
     """Rows as they might come back from an ask: every call answered, with text of the greatest length."""
+
+    several = False  # whether one reply may become several rows, so that there may be more than these
+
+
+def _several(asking: Any) -> bool:
+    """Whether a reply may become several rows, as far as the parser tells: one of a user's own may always."""
+    named = asking.prompt.parser if asking.parser is None and hasattr(asking.prompt, "parser") else asking.parser
+    if named is None:
+        return False
+    return not isinstance(named, parse.Parser) or named.name == "lines" or bool(named.args.get("many"))
 
 
 class DryRun(Plan):
@@ -84,7 +97,7 @@ class DryRun(Plan):
         named = list(dict.fromkeys([*rows.columns, *columns]))
         return StandIn("stand-in", (rows,), lambda: (row | columns for row in rows.tracked()), named)
 
-    def train(self, student: Any) -> Any:
+    def train(self, student: Any, rows: Table) -> Any:
         return student
 
     def _looked(self, rows: Table) -> None:
@@ -93,9 +106,13 @@ class DryRun(Plan):
 
     def ask(self, asking: Any, run: Run, site: str) -> Table:
         """Counts what this ask may take and returns its stand-in rows."""
+        if self._many(asking.rows):
+            self.unbounded = self.unbounded or "a reply may become several rows"
         if self.unbounded:
             raise Stopped(self.unbounded)
         real = not self.holds(asking.rows)
+        for model in asking.models:  # a cap on what has no bound is as wrong here as in the run
+            run.budget.worst(model, next((r for _, _, m, r, *_ in asking.requests() if m is model), _NOTHING))
         limit = asking.sampling["max_tokens"]
         found: dict[str, Any] = {"site": site, "prompt": asking.label, "models": [m.name for m in asking.models]}
         found |= {"calls": 0, "replayed": 0, "money": 0.0, "tokens": 0.0}
@@ -119,7 +136,7 @@ class DryRun(Plan):
         ]
         self.asks.append(found)
         longest = limit if isinstance(limit, int) else max((m.max_output or 512) for m in asking.models)
-        text = "x" * min(4 * longest, 20_000)
+        text = "x" * min(4 * longest, 400_000)
         outputs = asking.outputs or [asking.into]
 
         def rows() -> Iterator[Row]:
@@ -130,7 +147,12 @@ class DryRun(Plan):
                         yield {**row, **dict.fromkeys(outputs, text), **writer}
 
         columns = list(dict.fromkeys([*asking.rows.columns, *outputs]))
-        return StandIn("stand-in", (asking.rows,), rows, columns)
+        made = StandIn("stand-in", (asking.rows,), rows, columns)
+        made.several = _several(asking)
+        return made
+
+    def _many(self, rows: Table) -> bool:
+        return getattr(rows, "several", False) or any(self._many(p) for p in rows.parents)
 
     def totals(self) -> dict[str, float]:
         """{calls, replayed, money, tokens} at most; infinite where there is no bound."""
@@ -156,13 +178,41 @@ class DryRun(Plan):
 
 
 class Pilot(Plan):
-    """Buys the calls of the first rows for good, and says from them what all rows will take. Ends before training."""
+    """Buys the calls of the first rows for good, and says from them what all rows will take.
+
+    It ends where training begins, and at the next ask after a recipe's own code has looked at replies: what is asked
+    then depends on more than the number of rows. `ends` says why, or is None where it saw the whole recipe.
+    """
 
     def __init__(self) -> None:
         self.keys: dict[str, list[str]] = {}  # per ask, in order
+        self.made: set[str] = set()  # the stages of asks
+        self.looks = False
+        self.ends: str | None = None
+
+    def walk(self, run: Run, recipe: Callable[[], Any]) -> Any:
+        table.looked.append(self._looked)
+        try:
+            return super().walk(run, recipe)
+        finally:
+            table.looked.remove(self._looked)
+
+    def _looked(self, rows: Table) -> None:
+        self.looks = self.looks or self._asked(rows)
+
+    def _asked(self, rows: Table) -> bool:
+        return rows.name in self.made or any(map(self._asked, rows.parents))
+
+    def train(self, student: Any, rows: Table) -> Any:
+        self.ends = "up to the first training; what is asked after it is not in this"
+        raise Stopped(self.ends)
 
     def ask(self, asking: Any, run: Run, site: str) -> Table:
+        if self.looks:
+            self.ends = "up to where the recipe looks at replies to decide how often it asks; cap the run with --budget"
+            raise Stopped(self.ends)
         made: Any = asking.stage(run, site)
+        self.made.add(made.name)
         calls: dict[str, None] = {}
         for name in ("rows.parquet", "rejects.parquet"):
             for row in store.read(made.path / name, ["_call"]):
@@ -199,24 +249,30 @@ class Pilot(Plan):
 
 
 class Salvage(Plan):
-    """Buys nothing and takes what the ledger holds, up to the first ask that is not whole; keeps its finished rows.
+    """Buys nothing and takes what the ledger holds: each ask answers the rows whose replies are there, the others wait.
 
-    `rows` are the finished rows of that ask; no step after it runs. None where every ask was whole.
+    The steps between run on those rows as ever, so what comes out is checked. `partial` names the asks that were not
+    whole; `rows` are the rows that a training would have begun with, or the last ones asked about.
     """
 
     def __init__(self) -> None:
         self.rows: Table | None = None
+        self.partial: list[str] = []
 
     def ask(self, asking: Any, run: Run, site: str) -> Table:
         if not asking.missing(run)[1]:
-            return asking.stage(run, site)
-        finished = asking.read(run, enumerate(asking.rows.tracked()))
-        self.rows = Table.from_rows(
-            (
-                {k: v for k, v in made.result.items() if k != "_row"}
-                for made in finished
-                if isinstance(made.result, dict)
-            ),
-            name="finished",
-        )
+            made = asking.stage(run, site)
+        else:
+            self.partial.append(f"{site} ({asking.label})")
+            finished = (
+                m.result for m in asking.read(run, enumerate(asking.rows.tracked())) if isinstance(m.result, dict)
+            )
+            made = Table.from_rows(({k: v for k, v in r.items() if k != "_row"} for r in finished), name="finished")
+            if not made.size:
+                raise Stopped(f"nothing is finished of ask {site}.")
+        self.rows = made
+        return made
+
+    def train(self, student: Any, rows: Table) -> Any:
+        self.rows = rows
         raise Stopped("these rows are what is finished.")

@@ -25,7 +25,7 @@ from typing import Any
 
 from limbeck import parse
 from limbeck.errors import LimbeckError
-from limbeck.fingerprint import digest, plain, fingerprint
+from limbeck.fingerprint import digest, fingerprint, plain
 
 PROMPTS = Path(__file__).parent / "prompts"
 SLOT = re.compile(r"(\{+)([^\W\d]\w*)(\}+)")

@@ -64,7 +64,9 @@ class Run:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LimbeckError(f"{self.dir} cannot be made a run directory: {error.strerror}; choose another.") from None
+            raise LimbeckError(
+                f"{self.dir} cannot be made a run directory: {error.strerror}; choose another."
+            ) from None
         self._lock = lock(self.dir)
         self.store = Store(self.dir / "stages")
         self.ledger = Ledger(self.dir / "ledger")

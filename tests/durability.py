@@ -16,7 +16,7 @@ import limbeck as lb
 
 CONCURRENCY = 8
 # Lost with a kill at most: what was on the wire, and what came in while the ledger wrote its last group.
-IN_FLIGHT = 5 * CONCURRENCY
+IN_FLIGHT = 3 * CONCURRENCY
 
 
 def recipe(url: str, directory: Path, rows: int, **options) -> lb.Table:

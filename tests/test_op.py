@@ -166,3 +166,11 @@ def test_a_rule_that_changes_its_row_changes_nothing(run):
         return True
 
     assert list(lb.keep(lb.Table.from_rows([{"n": 1}]), rule)) == [{"n": 1}]
+
+
+def test_rows_that_a_group_op_just_leaves_out_are_counted(numbers):
+    @lb.op(scope="group", by="kind")
+    def largest(rows):
+        yield max(rows, key=lambda row: row["n"])
+
+    assert largest(numbers).meta["counts"] == {"in": 6, "out": 2, "rejected": {"left out": 4}}

@@ -104,19 +104,64 @@ def test_a_pilot_buys_its_rows_for_good_and_its_interval_covers_the_truth(tmp_pa
     assert told["money"][2] - told["money"][1] < told["money"][0]
 
 
-def test_salvage_gives_the_finished_rows_of_the_first_ask_that_is_not_whole(tmp_path):
-    who = model(price=None)
+def test_salvage_gives_finished_rows_that_passed_every_later_step(tmp_path):
+    who = model(lambda r: r.messages[-1]["content"][-1], price=None)
 
     def recipe():
-        return lb.ask(lb.ask(rows(6), who, "{prompt}"), who, "Then {response}", into="more")
+        tries = lb.keep(lb.ask(rows(9), who, "{prompt}"), lambda r: int(r["response"]) % 2 == 0 or "odd")
+        return lb.fields(lb.ask(tries, who, "Then {response}", into="more"), text="{more}!")
 
-    with pytest.raises(lb.BudgetError), lb.Run(tmp_path, progress=False, budget="9 calls"):
+    with pytest.raises(lb.BudgetError), lb.Run(tmp_path, progress=False, budget="6 calls"):
         recipe()
     with lb.Run(tmp_path, progress=False) as run:
         salvage = plan.Salvage()
-        assert salvage.walk(run, recipe) is None
-        assert len(salvage.rows) == 3 and salvage.rows.columns == ["prompt", "response", "more"]
-        assert run.ledger.spent()["calls"] == 9
+        assert salvage.walk(run, recipe) is None  # nothing of the second ask is there
+        assert len(salvage.rows) == 6 and salvage.partial == ["1:ask ('{prompt}')", "2:ask ('Then {response}')"]
+        assert run.ledger.spent()["calls"] == 6
+    with pytest.raises(lb.BudgetError), lb.Run(tmp_path, progress=False, budget="11 calls"):
+        recipe()
+    with lb.Run(tmp_path, progress=False) as run:
+        finished = plan.Salvage().walk(run, recipe)
+        assert [r["text"] for r in finished] == ["0!", "2!"] and run.ledger.spent()["calls"] == 11
+
+
+def test_replies_that_become_several_rows_have_no_bound(tmp_path):
+    def recipe():
+        many = lb.ask(rows(), model(never), "List {prompt}", parse="lines", into="item", max_tokens=50)
+        return lb.ask(many, model(never), "{item}", into="more", max_tokens=5)
+
+    walked = dry(tmp_path, recipe)
+    assert walked.unbounded == "a reply may become several rows" and walked.totals()["calls"] == 10
+
+
+def test_a_list_judge_is_bounded_by_the_rows(tmp_path):
+    prompt = lb.Prompt("list", "{responses}", ("responses",), "scores", lb.parse.get("json"))
+
+    def recipe():
+        wrote = lb.ask(rows(), model(never), "{prompt}", n=3, max_tokens=50)
+        return lb.score(wrote, lb.Judge(model(never), prompt, together="response", max_tokens=9))
+
+    assert [a["calls"] for a in dry(tmp_path, recipe).asks] == [30, 30]
+
+
+def test_a_dry_run_tells_a_cap_that_the_run_would_refuse(tmp_path):
+    with pytest.raises(lb.LimbeckError, match="wants a price"), lb.Run(tmp_path, progress=False, budget="$1") as run:
+        plan.DryRun().walk(run, lambda: lb.ask(rows(), model(never, price=None), "{prompt}", max_tokens=5))
+
+
+def test_a_pilot_ends_where_replies_decide_what_is_asked(tmp_path):
+    def recipe():
+        pool = rows(2)
+        while len(pool) < 1000:
+            pool = lb.concat(
+                pool, lb.ask(pool, model(lambda r: "x"), "More like {prompt}", into="prompt", salt=len(pool))
+            )
+        return pool
+
+    with lb.Run(tmp_path, progress=False) as run:
+        pilot = plan.Pilot()
+        assert pilot.walk(run, recipe) is None
+        assert run.ledger.spent()["calls"] == 2 and "looks at replies" in pilot.ends
 
 
 def test_a_plan_goes_through_training_and_judging(tmp_path):

@@ -73,8 +73,8 @@ def evaluate(
         lacking = sum(row.get(task.grade.answer) is None for row in task.rows)
         if lacking:
             raise LimbeckError(
-                f"evaluate on {task.name!r} wants an {task.grade.answer!r} in every row, and {lacking} have none; name the "
-                f"column with exact_answer('…'), or leave those rows out."
+                f"evaluate on {task.name!r} wants {task.grade.answer!r} in every row, and {lacking} have none; name "
+                f"the column with exact_answer('…'), or leave those rows out."
             )
     items = numbered_items(task.rows)
     settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "system": system}

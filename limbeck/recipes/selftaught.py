@@ -2,7 +2,23 @@
 
 from typing import Any
 
-from limbeck import SFT, LimbeckError, Model, Table, ask, checks, concat, dedup, fields, keep, minus, pick, recipe, teach, train
+from limbeck import (
+    SFT,
+    LimbeckError,
+    Model,
+    Table,
+    ask,
+    checks,
+    concat,
+    dedup,
+    fields,
+    keep,
+    minus,
+    pick,
+    recipe,
+    teach,
+    train,
+)
 
 
 @recipe(
@@ -110,6 +126,7 @@ def star(
         right = keep(ask(problems, model, "rationale/solve", into="response", **settings), checks.correct())
         missed = fields(minus(problems, right, on="prompt"), hint=checks.gold_answer)
         told = keep(ask(missed, model, "star/hint", into="response", **settings), checks.correct())
-        lessons = concat(right, fields(told, hint=None))
-        model = train(student, lessons, SFT, max_steps=int(steps * growth**r), **training)
+        model = train(
+            student, concat(right, fields(told, hint=None)), SFT, max_steps=int(steps * growth**r), **training
+        )
     return model

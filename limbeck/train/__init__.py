@@ -44,7 +44,7 @@ def train(
     if eval_rows is not None:
         objectives.check_columns(eval_rows, Objective(SFT))
     if run.plan is not None:
-        return run.plan.train(student)
+        return run.plan.train(student, rows)
     run.trained_on = rows
     key = hparams_module.key(student, rows, whole, settings)
     path = run.dir / "models" / key[:16]

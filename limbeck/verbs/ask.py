@@ -63,7 +63,9 @@ def ask(
     """
     run = current("ask")
     if not isinstance(rows, Table):
-        raise LimbeckError(f"ask wants a Table first; it got a {type(rows).__name__}: make one with Table.from_rows(…).")
+        raise LimbeckError(
+            f"ask wants a Table first; it got a {type(rows).__name__}: make one with Table.from_rows(…)."
+        )
     asking = _Asking(rows, who, prompt, n, into, system, shots, schema, parse, meta, salt, shard)
     asking.sampling = {
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "stop": stop, "logprobs": logprobs,

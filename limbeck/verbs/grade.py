@@ -59,7 +59,10 @@ def _together(rows: Table, judge: Judge, into: str, settings: dict[str, Any]) ->
         text = "\n\n".join(f"[{i}]\n{m.get('response')}" for i, m in enumerate(members, 1))
         yield {**same, by: members[0].get(by), "responses": text, "count": len(members)}
 
-    lists = group_stage("together", rows, [by], "responses", listed, code=data_half())
+    if (plan := dry_plan(rows)) is not None:  # at most a group for each row
+        lists = plan.as_is(rows, responses="", count=1)
+    else:
+        lists = group_stage("together", rows, [by], "responses", listed, code=data_half())
     asked = ask(lists, judge.who, judge.prompt, into="_votes", **settings)
     if (plan := dry_plan(asked)) is not None:
         return plan.as_is(rows, **{into: 0.0})
