@@ -91,6 +91,13 @@ def lmsi(
     return teach(student, rows, SFT, **training)
 
 
+def without_steps(training: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a training that do not say how long it is: STaR says that itself, round by round."""
+    if "max_steps" in training:
+        raise LimbeckError("star sets max_steps itself, round by round: give steps=… and growth=….")
+    return training
+
+
 @recipe(
     "star",
     paper="2203.14465",
@@ -118,15 +125,13 @@ def star(
 
     Round r trains for `steps * growth ** r` steps, always from the student as it was given.
     """
-    if "max_steps" in training:
-        raise LimbeckError("star sets max_steps itself, round by round: give steps=… and growth=….")
+    training = without_steps(training)
     model, problems = student, keep(problems, checks.holds("prompt", "answer"))
     for r in range(rounds):
         settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "salt": r}
         right = keep(ask(problems, model, "rationale/solve", into="response", **settings), checks.correct())
         missed = fields(minus(problems, right, on="prompt"), hint=checks.gold_answer)
         told = keep(ask(missed, model, "star/hint", into="response", **settings), checks.correct())
-        model = train(
-            student, concat(right, fields(told, hint=None)), SFT, max_steps=int(steps * growth**r), **training
-        )
+        lessons = concat(right, fields(told, hint=None))
+        model = train(student, lessons, SFT, max_steps=int(steps * growth**r), **training)
     return model
