@@ -10,12 +10,8 @@ from typing import Any
 
 from . import parse, store, table
 from .errors import LimbeckError
-from .models.base import Request
 from .run import Run
 from .table import Row, Table, View
-
-_NOTHING = Request(messages=())
-
 
 class Stopped(LimbeckError):
     """Ends a plan where it can see no further, or has seen enough."""
@@ -112,7 +108,9 @@ class DryRun(Plan):
             raise Stopped(self.unbounded)
         real = not self.holds(asking.rows)
         for model in asking.models:  # a cap on what has no bound is as wrong here as in the run
-            run.budget.worst(model, next((r for _, _, m, r, *_ in asking.requests() if m is model), _NOTHING))
+            first = next((request for _, _, asked, request, *_ in asking.requests() if asked is model), None)
+            if first is not None:
+                run.budget.worst(model, first)
         limit = asking.sampling["max_tokens"]
         found: dict[str, Any] = {"site": site, "prompt": asking.label, "models": [m.name for m in asking.models]}
         found |= {"calls": 0, "replayed": 0, "money": 0.0, "tokens": 0.0}

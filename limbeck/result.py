@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def _part(run: Any, kind: str, value: Any, suffix: str) -> dict[str, Any]:
         json.dumps(data)
     except TypeError:
         raise LimbeckError(
-            f"a recipe returned a {type(value).__name__}; return a Table, a Model, a Report, JSON, or a tuple."
+            f"the result holds a {type(value).__name__}; give a Table, a Model, a Report, JSON, or a tuple of them."
         ) from None
     part = {"kind": kind, "digest": fingerprint(data, "the result"), "data": data}
     return part | {"text": str(value)} if kind == "report" else part
@@ -111,7 +111,7 @@ def read(path: Path) -> dict[str, Any]:
     """The content of a run directory's run.json or result.json, {} where there is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError:
         data = None
@@ -143,11 +143,11 @@ def unpriced(directory: Path) -> dict[str, int]:
     if not path.exists():
         return {}
     sql = "select site, count(*) from call where reused = 0 and cost is null group by site"
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as held:
-        try:
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as held:
             return dict(held.execute(sql).fetchall())
-        except sqlite3.DatabaseError:  # damaged, or written by another version: then nothing is known
-            return {}
+    except sqlite3.DatabaseError:  # damaged, or written by another version: then nothing is known
+        return {}
 
 
 def stages(directory: Path) -> list[dict[str, Any]]:
@@ -170,8 +170,8 @@ def rejects(directory: Path) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def prompts_used(directory: Path) -> dict[str, str]:
-    """The digests of the prompt files that this run's asks named."""
+def prompts_used(directory: Path, search: Iterable[Path] = ()) -> dict[str, str]:
+    """The digests of the prompt files that this run's asks named; `search` are the folders of a user's own."""
     from . import prompt
 
     found = {}
@@ -179,7 +179,7 @@ def prompts_used(directory: Path) -> dict[str, str]:
         name = event.get("prompt") if event["event"] == "ask" else None
         if name and name not in found:
             try:
-                found[name] = prompt.load(name).digest
-            except LimbeckError:  # a template, not a file; or a file beside the user's recipe
+                found[name] = prompt.load(name, search).digest
+            except LimbeckError:  # a template, not a file
                 continue
     return found

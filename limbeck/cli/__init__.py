@@ -4,6 +4,7 @@ Only Typer is imported here: `limbeck --help` must answer at once, so each comma
 """
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ def quickstart(
     """Distil the shipped teacher into three students, offline, in about two minutes on two cores."""
     from ..quickstart import main as it
 
-    with _interruptible():
+    with _ended(out):
         it(out, seed, as_json)
 
 
@@ -44,7 +45,7 @@ def run(
     arguments: Annotated[list[str] | None, typer.Argument(help="name=value …; see `limbeck show RECIPE`.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. Default: runs/RECIPE.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help='A hard cap for the directory: "$5", "100 calls", "1M tokens".')
+        str | None, typer.Option(help="A hard cap for the directory: '$5', '100 calls', '1M tokens' (single quotes).")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Buy nothing; say what would be asked and its price.")
@@ -67,7 +68,7 @@ def run(
 
     options: dict[str, Any] = {"budget": budget, "limit": limit, "seed": seed, "dry_run": dry_run, "pilot": pilot}
     options |= {"rename": rename or [], "reuse": reuse or [], "accept_changes": accept_changes}
-    with _interruptible():
+    with _ended(out):
         it(target, arguments or [], out=out, **options)
 
 
@@ -75,13 +76,14 @@ def run(
 def export(
     directory: Annotated[Path, typer.Argument(help="A run directory.")],
     format: Annotated[str, typer.Option(help="jsonl, parquet or trl.")] = "jsonl",
-    out: Annotated[Path | None, typer.Option(help="The file to write. Default: beside the run's rows.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write, - for standard output. Default: beside the rows.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="The finished rows of a run that is not done.")] = False,
 ) -> None:
     """Write a run's rows in a format that other tools read."""
     from .run import export as it
 
-    it(directory, format, out, partial)
+    with _ended(out):
+        it(directory, format, out, partial)
 
 
 @app.command()
@@ -152,18 +154,30 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C outside of an ask, which drains its calls itself, ends with one line too."""
+def _ended(out: Path | None) -> Iterator[None]:
+    """Ctrl-C outside of an ask, which drains its calls itself, ends with one line too; a full disk says where."""
     try:
         yield
     except KeyboardInterrupt:
         raise Interrupted("interrupted: what is finished was kept; run the same command again to go on.") from None
+    except OSError as error:
+        if error.errno is not None and error.filename is None and out is not None:
+            error.filename = str(out)
+        raise
 
 
 def main() -> None:
     """Runs the command line; an error of the user's is one line on standard error and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends does what Ctrl-C does
     try:
         app()
     except LimbeckError as error:
         print(f"limbeck: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno is None:  # not the machine's refusal but a bug, or another library's own kind of OSError
+            raise
+        what = error.strerror or error
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"limbeck: {where}{what}; mend that or choose another place, and run again.", file=sys.stderr)
+        sys.exit(LimbeckError.exit_code)

@@ -1,7 +1,10 @@
 """`limbeck run` and `limbeck export`: a recipe, its arguments and a run directory."""
 
+import inspect
 import json
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -13,11 +16,13 @@ from ..bind import Source, bind, pairs, shaped
 from ..errors import LimbeckError
 from ..models.base import Model
 from ..recipe import Recipe, find
+from ..report.words import paid
 from ..run import Run
 from ..table import Table
 from . import say
 
 SECRET = "***"  # stands for a key wherever arguments are written down
+OPTIONS = ("out", "budget", "dry_run", "pilot", "limit", "rename", "accept_changes", "reuse")  # of `limbeck run`
 
 
 def run(
@@ -42,34 +47,40 @@ def run(
     if seed is not None:
         given["seed"] = seed
     method = find(name)
+    _no_options(method, given)
     bound = bind(method.fn, given, method.name)
     columns = pairs(rename)
     out = out or Path("runs") / method.name.replace(":", "-")
     record = _record(method, name, given, {"limit": limit, "rename": columns, "budget": budget})
     before = _check_directory(out, method.name)
     told = None if dry_run else record["arguments"]  # what is not run must not count as what was asked last
-    with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes, arguments=told) as it:
-        arguments, rows = _opened(bound, limit, columns, pilot)
-        if dry_run or pilot:
-            _planned(it, lambda: method.fn(**arguments), rows, pilot)
-            return
-        record["bound"] = {k: _described(v) for k, v in arguments.items()}
-        _write(out / "run.json", record)
-        _say_changes(before, record)
-        started, bought = time.monotonic(), it.ledger.spent()
-        try:
-            made = method.fn(**arguments)
-            saved = result.save(it, made)
-        except LimbeckError:
-            _report(it)
-            raise
-        record["prompts"] = result.prompts_used(it.dir)
-        record["seconds"] = round(time.monotonic() - started, 1)
-        _write(out / "run.json", record)
-        spent = {k: it.ledger.spent()[k] - bought[k] for k in bought}
-        _report(it)
-    rejects = result.rejects(out)
-    print("\n".join(say.summary(record, out, saved, spent, rejects)))
+    opened = False
+    try:
+        with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes, arguments=told) as it:
+            it.search = _beside(method)
+            arguments, rows = _opened(bound, limit, columns, pilot)
+            if dry_run or pilot:
+                _planned(it, lambda: method.fn(**arguments), rows, pilot)
+                return
+            record["bound"] = {k: _described(v) for k, v in (_defaults(method) | arguments).items()}
+            record["ran"] = before.get("ran")
+            _write(out / "run.json", record)
+            _say_changes(record)
+            opened, started, bought, unknown = True, time.monotonic(), it.ledger.spent(), _unpriced(out)
+            try:
+                saved = result.write(it, method.fn(**arguments))
+            finally:
+                spent = {k: v - bought[k] for k, v in it.ledger.spent().items()}
+                record["prompts"] = result.prompts_used(out, it.search)
+                record["seconds"] = round(time.monotonic() - started, 1)
+                if spent["calls"] or sys.exc_info()[0] is None:  # an attempt that came to nothing is not the last run
+                    record["ran"] = record["bound"]
+                _write(out / "run.json", record)
+    finally:
+        if opened:  # after the run has closed, so that the page can say how it ended
+            _report(out)
+    cost = paid(spent["money"], _unpriced(out) - unknown)
+    print("\n".join(say.summary(record, out, saved, spent, cost, result.rejects(out))))
 
 
 def export(directory: Path, format: str, out: Path | None, partial: bool) -> None:
@@ -77,21 +88,54 @@ def export(directory: Path, format: str, out: Path | None, partial: bool) -> Non
     path = directory / "rows.parquet"
     if format not in formats.FORMATS:
         formats.export(Table.from_rows([]), format, path)  # raises, with the nearest one
+    printed = out is not None and str(out) == "-"
+    if printed and format == "parquet":
+        raise LimbeckError("export writes no Parquet to standard output; give --out FILE, or --format jsonl or trl.")
     if partial:
         rows = _salvaged(directory)
         print(f"{len(rows)} finished rows of a run that is not done", file=sys.stderr)
     elif path.exists() and (directory / "result.json").exists():
         rows = Table.from_parquet(path)
+    elif (directory / "events.jsonl").exists() and not (directory / "run.json").exists():
+        raise LimbeckError(
+            f"{directory} is the run of a script that saved no rows; call limbeck.save(rows) in it, and run it again."
+        )
     elif (directory / "run.json").exists():
         raise LimbeckError(
             f"the run in {directory} is not done; run it again to go on, or export its finished rows with --partial."
         )
     else:
         raise LimbeckError(f"{directory} is no run directory; give the --out of a `limbeck run`.")
+    if printed:
+        with tempfile.TemporaryDirectory() as scratch:
+            with formats.export(rows, format, Path(scratch) / "rows").open(encoding="utf-8") as text:
+                shutil.copyfileobj(text, sys.stdout)
+        return
     target = out or directory / f"rows{formats.FORMATS[format][1]}"
     if target.resolve() == path.resolve():
         target = directory / "export.parquet"  # rows.parquet is the run's own, with its lineage
     print(formats.export(rows, format, target))
+
+
+def _no_options(method: Recipe, given: dict[str, Any]) -> None:
+    """Raises where an option of the command, such as the budget, stands among the recipe's arguments."""
+    parameters = inspect.signature(method.fn).parameters
+    for name in given:
+        if name.replace("-", "_") in OPTIONS and name not in parameters:
+            option = f"--{name.replace('_', '-')}"
+            raise LimbeckError(
+                f"{method.name} takes no {name!r}: it is an option of the command; write {option} … after `limbeck run`."
+            )
+
+
+def _beside(method: Recipe) -> list[Path]:
+    """The folder of a user's file: prompts that it names lie there. A built-in recipe has none."""
+    return [method.source.parent] if ":" in method.name else []
+
+
+def _defaults(method: Recipe) -> dict[str, Any]:
+    fixed = inspect.signature(method.fn).parameters.values()
+    return {p.name: p.default for p in fixed if p.default is not p.empty}
 
 
 def _config(path: str) -> tuple[str, dict[str, Any]]:
@@ -158,33 +202,48 @@ def _versions() -> dict[str, str]:
 
 def _check_directory(out: Path, name: str) -> dict[str, Any]:
     """The record of the run that `out` holds, {} for none. Raises where it is another recipe's."""
-    path = out / "run.json"
-    if not path.exists():
-        return {}
-    held = json.loads(path.read_text())
-    if held["recipe"] != name:
+    held = result.read(out / "run.json")
+    if held and held.get("recipe") != name:
         other = out.with_name(f"{out.name}-{name.replace(':', '-')}")
         raise LimbeckError(
-            f"{out} holds a run of {held['recipe']!r}; give {name!r} its own directory, such as --out {other}."
+            f"{out} holds a run of {held.get('recipe')!r}; give {name!r} its own directory, such as --out {other}."
         )
     return held
 
 
-def _say_changes(before: dict[str, Any], record: dict[str, Any]) -> None:
-    was, now = before.get("arguments"), record["arguments"]
-    if was is None or was == now:
+def _say_changes(record: dict[str, Any]) -> None:
+    """Says what differs from the last run that bought or made something, defaults included."""
+    was, now = record["ran"], record["bound"]
+    if was is None:
         return
-    changed = [k for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
-    told = ", ".join(f"{k}: {was.get(k, 'default')} -> {now.get(k, 'default')}" for k in changed)
-    print(f"changed: {told}. What is the same is replayed from the ledger, free.", file=sys.stderr)
+    changed = [k for k in {**was, **now} if _same(was.get(k)) != _same(now.get(k))]
+    if changed:
+        told = ", ".join(f"{k}: {_shown(was.get(k))} -> {_shown(now.get(k))}" for k in changed)
+        print(f"changed: {told}. What is the same is replayed from the ledger, free.", file=sys.stderr)
+
+
+def _same(described: Any) -> Any:
+    """What makes two arguments the same: a table's or a model's digest, whatever its file is called."""
+    if isinstance(described, list):
+        return [_same(d) for d in described]
+    return described["digest"] if isinstance(described, dict) else described
+
+
+def _shown(described: Any) -> str:
+    if isinstance(described, list):
+        return f"[{', '.join(map(_shown, described))}]"
+    if not isinstance(described, dict):
+        return str(described)
+    return f"{described['name']} ({described['digest'][:6]})" if "name" in described else (
+        f"{described['rows']:,} rows ({described['digest'][:6]})"
+    )
 
 
 def _described(value: Any) -> Any:
     if isinstance(value, Table):
         return {"kind": "table", "stage": value.name, "rows": len(value), "digest": value.digest}
     if isinstance(value, Model):
-        priced = value.free or value.price is not None
-        return {"kind": "model", "name": value.name, "digest": value.digest, "priced": priced}
+        return {"kind": "model", "name": value.name, "digest": value.digest}
     if isinstance(value, list | tuple):
         return [_described(v) for v in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
@@ -197,22 +256,27 @@ def _planned(run: Run, walk: Callable[[], Any], rows: int, pilot: int | None) ->
         dry.walk(run, walk)
         print(dry)
         return
-    before, measured = run.ledger.spent(), plan.Pilot()
+    before, unknown, measured = run.ledger.spent(), _unpriced(run.dir), plan.Pilot()
     measured.walk(run, walk)
     spent = {k: v - before[k] for k, v in run.ledger.spent().items()}
     found = measured.estimate(run.ledger, min(pilot, rows), rows)
-    print("\n".join(say.pilot(found, spent, min(pilot, rows), rows)))
+    cost = paid(spent["money"], _unpriced(run.dir) - unknown)
+    print("\n".join(say.pilot(found, spent, cost, min(pilot, rows), rows)))
+
+
+def _unpriced(directory: Path) -> int:
+    return sum(result.unpriced(directory).values())
 
 
 def _salvaged(directory: Path) -> Table:
-    path = directory / "run.json"
-    if not path.exists():
-        raise LimbeckError(f"{directory} is no run directory; give the --out of a `limbeck run`.")
-    record = json.loads(path.read_text())
+    record = result.read(directory / "run.json")
+    if "target" not in record:
+        raise LimbeckError(f"{directory} holds no run of `limbeck run`; give its --out.")
     method = find(record["target"])
     bound = bind(method.fn, record["arguments"], method.name)
     options = record["options"]
     with Run(directory, progress=False) as it:
+        it.search = _beside(method)
         arguments, _ = _opened(bound, options.get("limit"), options.get("rename") or {})
         salvage = plan.Salvage()
         made = salvage.walk(it, lambda: method.fn(**arguments))
@@ -225,10 +289,10 @@ def _salvaged(directory: Path) -> Table:
         return rows
 
 
-def _report(run: Run) -> None:
+def _report(directory: Path) -> None:
     """The page is a by-product: what goes wrong in making it is said, and ends nothing."""
     try:
-        report.write(run.dir)
+        report.write(directory)
     except Exception as error:
         print(f"limbeck: the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
 

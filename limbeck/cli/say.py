@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..report.words import money, paid
+from ..report.words import money
 
 
-def pilot(found: dict[str, Any], spent: dict[str, float], rows: int, of: int) -> Iterator[str]:
+def pilot(found: dict[str, Any], spent: dict[str, float], paid: str, rows: int, of: int) -> Iterator[str]:
     """What the first rows took, and what all will at that rate. The pilot's replies are not bought again."""
-    yield f"pilot: {rows:,} of {of:,} rows; {spent['calls']:,.0f} calls bought now, {money(spent['money'])}"
+    yield f"pilot: {rows:,} of {of:,} rows; {spent['calls']:,.0f} calls bought now, {paid}"
     calls, low, high = found["calls"]
     rate = f"{calls:,.0f} calls ({low:,.0f} to {high:,.0f}), {_tokens(found['tokens'])}, {_range(found['money'])}"
     yield f"all {of:,} rows at this rate: {rate}"
@@ -25,10 +25,15 @@ def _range(three: tuple[float, float, float] | None) -> str:
 
 
 def summary(
-    record: dict[str, Any], out: Path, saved: dict[str, Any], spent: dict[str, float], rejects: dict[str, int]
+    record: dict[str, Any],
+    out: Path,
+    saved: dict[str, Any],
+    spent: dict[str, float],
+    paid: str,
+    rejects: dict[str, int],
 ) -> Iterator[str]:
     """What a run made, where it lies, what it cost and what was left out."""
-    took = f"{spent['calls']:,.0f} calls bought, {spent['tokens']:,.0f} tokens, {paid(spent, record)}"
+    took = f"{spent['calls']:,.0f} calls bought, {spent['tokens']:,.0f} tokens, {paid}"
     yield f"{record['recipe']}: done in {record['seconds']:.0f} s, {took}"
     for part in saved["parts"]:
         if part["kind"] == "table":

@@ -20,7 +20,9 @@ def methods(wanted: dict[str, str | None], as_json: bool) -> None:
     known = registered()
     for key, value in wanted.items():
         if value is not None:
-            known = {n: r for n, r in known.items() if value in _values(r, key)} or _nothing(key, value)
+            same = value.casefold()
+            known = {n: r for n, r in known.items() if same in map(str.casefold, _values(r, key))}
+            known = known or _nothing(key, value)
     if as_json:
         print(json.dumps([r.card | {"arguments": schema(r.fn)} for r in known.values()], indent=1, ensure_ascii=False))
         return
