@@ -53,21 +53,27 @@ class Record:
 class Ledger:
     """One run directory's calls. `put` returns at once; `flush` returns when all that was put is on the disk."""
 
-    def __init__(self, directory: Path):
-        directory.mkdir(parents=True, exist_ok=True)
+    def __init__(self, directory: Path, *, readonly: bool = False):
         self.path = directory / "calls.sqlite"
+        self._writer: threading.Thread | None = None
         try:
-            self._db = sqlite3.connect(self.path, check_same_thread=False)
-            self._db.executescript("pragma journal_mode=wal; pragma synchronous=full;" + _SCHEMA)
+            if readonly:
+                self._db = opened(self.path)
+            else:
+                directory.mkdir(parents=True, exist_ok=True)
+                self._db = sqlite3.connect(self.path, check_same_thread=False)
+                self._db.executescript("pragma journal_mode=wal; pragma synchronous=full;" + _SCHEMA)
             found = self._db.execute("select value from meta where name='key_schema'").fetchone()
+        except (sqlite3.OperationalError, OSError) as error:
+            raise LimbeckError(f"the ledger {self.path} cannot be opened: {error}; it needs a place to write.") from None
         except sqlite3.DatabaseError as error:
             raise LimbeckError(
                 f"the ledger {self.path} cannot be read ({error}); it may be damaged: move it away and keep it."
             ) from None
-        if found is None:
+        if found is None and not readonly:
             self._db.execute("insert into meta values ('key_schema', ?)", (str(KEY_SCHEMA),))
             self._db.commit()
-        elif found[0] != str(KEY_SCHEMA):
+        elif found is not None and found[0] != str(KEY_SCHEMA):
             raise LimbeckError(
                 f"the ledger {self.path} was written with call keys of version {found[0]}, this limbeck makes version "
                 f"{KEY_SCHEMA}: its replies would be bought again. Use the limbeck that wrote it, or another --out."
@@ -75,8 +81,9 @@ class Ledger:
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[Record | threading.Event | None] = queue.SimpleQueue()
         self._failed: BaseException | None = None
-        self._writer = threading.Thread(target=self._write, name="limbeck-ledger", daemon=True)
-        self._writer.start()
+        if not readonly:
+            self._writer = threading.Thread(target=self._write, name="limbeck-ledger", daemon=True)
+            self._writer.start()
 
     # -- writing
     def put(self, record: Record) -> None:
@@ -200,7 +207,7 @@ class Ledger:
             raise LimbeckError(f"--reuse {other} holds no ledger; give the directory of an earlier run.")
         taken: set[str] = set()
         self.flush()
-        with self._lock, contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as source:
+        with self._lock, contextlib.closing(opened(path)) as source:
             if not source.execute("select 1 from sqlite_master where name = 'call'").fetchone():
                 return taken  # its owner has only just opened it
             for chunk in _chunks(keys):
@@ -219,9 +226,21 @@ class Ledger:
 
     def close(self) -> None:
         """Writes what is waiting and closes the file."""
-        self._queue.put(None)
-        self._writer.join()
+        if self._writer is not None:
+            self._queue.put(None)
+            self._writer.join()
         self._db.close()
+
+
+def opened(path: Path) -> sqlite3.Connection:
+    """Opens a ledger for reading, also where nothing can be written, not even SQLite's own side files."""
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
+    try:
+        db.execute("select 1 from sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        db.close()
+        db = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+    return db
 
 
 def _chunks(values: list[str], size: int = 500) -> Iterator[list[str]]:

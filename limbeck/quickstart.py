@@ -102,6 +102,8 @@ def main(out: Path, seed: int = 0, as_json: bool = False) -> None:
         raise LimbeckError(
             "the quickstart wants the shipped teacher, and this installation has none; reinstall limbeck."
         )
+    if not 0 <= seed < 2**32:
+        raise LimbeckError(f"the quickstart wants seed as a whole number from 0 to {2**32 - 1}; it got {seed}.")
     _check(out)
     os.environ.update(ONE_THREAD)
     watch = _Watch(out, shown=not as_json)
@@ -122,7 +124,7 @@ def main(out: Path, seed: int = 0, as_json: bool = False) -> None:
         taught = {name: _model(name, learned[name], seed) for name in NAMES}
         reports = {name: judge(taught[name], seed) for name in NAMES}
         best = max(STUDENTS, key=lambda name: reports[name].accuracy)
-        result.save(run, (lessons, taught[best], *reports.values()))
+        result.write(run, (lessons, taught[best], *reports.values()))
         rejects = result.rejects(out)
         rows = {"elicited": QUICKSTART["problems"], "kept": len(lessons)}
     report.write(out)
@@ -167,7 +169,7 @@ def _model(name: str, learned: dict[str, Any], seed: int) -> Model:
 
 
 def _check(out: Path) -> None:
-    held = json.loads((out / "run.json").read_text())["recipe"] if (out / "run.json").exists() else "quickstart"
+    held = result.read(out / "run.json").get("recipe", "quickstart")
     if held != "quickstart":
         raise LimbeckError(
             f"{out} holds a run of {held!r}; give the quickstart its own directory, --out {out}-quickstart."
@@ -177,7 +179,8 @@ def _check(out: Path) -> None:
 def _record(out: Path, seed: int) -> None:
     card = {"name": "quickstart", "title": "A teacher's reasoning, distilled into a much smaller student"}
     record = {"version": 1, "recipe": "quickstart", "arguments": {"seed": seed}, "options": {}, "card": card}
-    (out / "run.json").write_text(json.dumps(record | {"settings": QUICKSTART}, indent=1) + "\n")
+    record |= {"settings": QUICKSTART, "names": TOLD}  # what the page calls the models
+    (out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 # -- two workers, and what the user sees meanwhile
@@ -214,7 +217,7 @@ class _Watch:
     """Shows the students' progress on standard error, read from their logs; lines where it is no terminal."""
 
     def __init__(self, out: Path, *, shown: bool):
-        self.out, self.shown = out, shown
+        self.out, self.shown, self.since = out, shown, time.time()
 
     def say(self, line: str) -> None:
         if self.shown:
@@ -256,8 +259,9 @@ class _Watch:
             return {"completed": QUICKSTART["steps"] if name in STUDENTS else 1, "note": "judged"}
         if name not in STUDENTS:
             return {"note": "is judged" if job.running() else "waits"}
-        logs = sorted(self.out.glob(f"{name}/models/*/log.jsonl"), key=lambda p: p.stat().st_mtime)
-        lines = logs[-1].read_text().splitlines() if logs else []
+        written = {log: log.stat().st_mtime for log in self.out.glob(f"{name}/models/*/log.jsonl")}
+        log = max(written, key=lambda path: written[path], default=None)
+        lines = log.read_text().splitlines() if log and written[log] >= self.since else []  # else an earlier tour's
         last = next((p for line in reversed(lines) if (p := _parsed(line))), None)
         if last is None:
             return {"note": "starts" if job.running() else "waits"}
@@ -282,7 +286,9 @@ def _told(found: dict[str, Any], out: Path) -> Iterator[str]:
         trained = f"{m['train_seconds']:.0f} s" if m["train_seconds"] else ""
         yield f"{TOLD[name]:<28}{m['accuracy']:>9.1%}  {interval:<16}{trained:>8}"
     lost = ", ".join(f"{n} {reason}" for reason, n in found["rejects"].items()) or "none"
-    yield f"\n{rows['elicited']:,} solutions elicited, {rows['kept']:,} kept; left out: {lost}."
+    sampled = f"sampled (temperature {QUICKSTART['temperature']}), so some went wrong"
+    yield f"\n{rows['elicited']:,} solutions elicited, {sampled}; {rows['kept']:,} kept; left out: {lost}."
+    yield "The table is of greedy answers, without sampling: each model's best guess."
     answers, reasoning, kl = (f"{scores[name]['accuracy']:.0%}" for name in ("answers-only", "sft", "kl"))
     yield f"Graded on {scores['teacher']['n']} unseen problems; {found['seconds']:.0f} s in all. In equally many steps,"
     yield f"answers alone brought the student to {answers}, the teacher's reasoning to {reasoning},"

@@ -20,7 +20,7 @@ def trace(run_dir: str | Path, row: str | int) -> list[dict[str, Any]]:
     if not (directory / "stages").is_dir():
         raise LimbeckError(f"{directory} is not a run directory: it has no stages; give the --out of a run.")
     ident = _ident(directory, str(row))
-    ledger = Ledger(directory / "ledger")
+    ledger = Ledger(directory / "ledger", readonly=True)
     try:
         steps: list[dict[str, Any]] = []
         _walk(directory, ident, 0, ledger, steps, set())

@@ -54,10 +54,10 @@ def run(
     record = _record(method, name, given, {"limit": limit, "rename": columns, "budget": budget})
     before = _check_directory(out, method.name)
     told = None if dry_run else record["arguments"]  # what is not run must not count as what was asked last
-    opened = False
+    opened, saved = False, None
     try:
         with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes, arguments=told) as it:
-            it.search = _beside(method)
+            it.search = _beside(method, name)
             arguments, rows = _opened(bound, limit, columns, pilot)
             if dry_run or pilot:
                 _planned(it, lambda: method.fn(**arguments), rows, pilot)
@@ -73,7 +73,7 @@ def run(
                 spent = {k: v - bought[k] for k, v in it.ledger.spent().items()}
                 record["prompts"] = result.prompts_used(out, it.search)
                 record["seconds"] = round(time.monotonic() - started, 1)
-                if spent["calls"] or sys.exc_info()[0] is None:  # an attempt that came to nothing is not the last run
+                if spent["calls"] or saved:  # an attempt that came to nothing is not the last run
                     record["ran"] = record["bound"]
                 _write(out / "run.json", record)
     finally:
@@ -128,14 +128,14 @@ def _no_options(method: Recipe, given: dict[str, Any]) -> None:
             )
 
 
-def _beside(method: Recipe) -> list[Path]:
+def _beside(method: Recipe, target: str) -> list[Path]:
     """The folder of a user's file: prompts that it names lie there. A built-in recipe has none."""
-    return [method.source.parent] if ":" in method.name else []
+    return [method.source.parent] if ".py" in target else []
 
 
 def _defaults(method: Recipe) -> dict[str, Any]:
     fixed = inspect.signature(method.fn).parameters.values()
-    return {p.name: p.default for p in fixed if p.default is not p.empty}
+    return {p.name: p.default for p in fixed if p.default is None or isinstance(p.default, bool | int | float | str)}
 
 
 def _config(path: str) -> tuple[str, dict[str, Any]]:
@@ -218,7 +218,7 @@ def _say_changes(record: dict[str, Any]) -> None:
         return
     changed = [k for k in {**was, **now} if _same(was.get(k)) != _same(now.get(k))]
     if changed:
-        told = ", ".join(f"{k}: {_shown(was.get(k))} -> {_shown(now.get(k))}" for k in changed)
+        told = ", ".join(f"{k}: {_shown(was.get(k, 'default'))} -> {_shown(now.get(k, 'default'))}" for k in changed)
         print(f"changed: {told}. What is the same is replayed from the ledger, free.", file=sys.stderr)
 
 
@@ -234,9 +234,8 @@ def _shown(described: Any) -> str:
         return f"[{', '.join(map(_shown, described))}]"
     if not isinstance(described, dict):
         return str(described)
-    return f"{described['name']} ({described['digest'][:6]})" if "name" in described else (
-        f"{described['rows']:,} rows ({described['digest'][:6]})"
-    )
+    named = described["name"] if "name" in described else f"{described['rows']:,} rows"
+    return f"{named} ({described['digest'][:6]})"
 
 
 def _described(value: Any) -> Any:
@@ -276,7 +275,7 @@ def _salvaged(directory: Path) -> Table:
     bound = bind(method.fn, record["arguments"], method.name)
     options = record["options"]
     with Run(directory, progress=False) as it:
-        it.search = _beside(method)
+        it.search = _beside(method, record["target"])
         arguments, _ = _opened(bound, options.get("limit"), options.get("rename") or {})
         salvage = plan.Salvage()
         made = salvage.walk(it, lambda: method.fn(**arguments))

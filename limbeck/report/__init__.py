@@ -1,4 +1,7 @@
-"""report.html: what a run did, on one page with nothing to load: funnel, lineage, cost, curves, scores."""
+"""report.html: what a run did, on one page with nothing to load: funnel, lineage, cost, curves, scores.
+
+Of a run in Python, `save` writes it, with the rows and the model that the run made.
+"""
 
 import json
 import re
@@ -11,14 +14,16 @@ from typing import Any
 
 from .. import result, store
 from ..errors import LimbeckError
+from ..run import current
 from ..trace import trace
 from .curve import curves
 from .words import duration, money, paid, short
 
+_SELF_TOLD = ("LimbeckError", "BudgetError", "Incomplete", "Interrupted", "ChangedError")  # their words say enough
 _SAMPLES, _REJECTS, _LONGEST = 3, 8, 2500  # rows shown, rejected rows shown, characters of one value
 _CALLS = {
-    "ask": "",
-    "who": "wide",
+    "prompt": "",
+    "who": "",
     "bought": "number",
     "retried": "number wide",
     "failed": "number wide",
@@ -26,23 +31,39 @@ _CALLS = {
 }
 
 
+def save(*made: Any) -> dict[str, Any]:
+    """Writes what the open run made to its directory: rows.parquet, model/, result.json and the page report.html.
+
+    `made` are Tables, Models, Reports or JSON data, the main one of a kind first; `limbeck export`, `trace` and
+    `report` then read the directory. Returns result.json's content: {kind, parts, digest}.
+    """
+    run = current("save")
+    if not made:
+        raise LimbeckError("save wants what the run made; give it rows, a model or a report, such as save(student).")
+    saved = result.write(run, made[0] if len(made) == 1 else made)
+    write(run.dir)
+    return saved
+
+
 def write(directory: str | Path) -> Path:
     """Writes DIR/report.html from what the run directory holds, and returns its path."""
     directory = Path(directory)
     if not (directory / "events.jsonl").exists():
         raise LimbeckError(f"{directory} is no run directory: it has no events.jsonl; give the --out of a run.")
-    record, saved = _json(directory / "run.json"), _json(directory / "result.json")
+    record, saved = result.read(directory / "run.json"), result.read(directory / "result.json")
+    names = record.get("names", {})
+    unpriced = result.unpriced(directory)
     events = list(result.events(directory))
     stages = _told(directory, saved, events)
     name = str(record.get("recipe") or directory.resolve().name)
     sections = [
-        _head(name, record, saved, events, stages),
-        _scores(saved, events),
+        _head(name, record, saved, events, stages, sum(unpriced.values())),
+        _scores(saved, events, names),
         _funnel(stages),
-        curves(directory),
+        curves(directory, names),
         _samples(directory, saved),
         _rejected(directory, stages),
-        _cost(events),
+        _cost(events, names, unpriced),
         _details(record, saved),
     ]
     template = string.Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
@@ -57,16 +78,11 @@ def write(directory: str | Path) -> Path:
     return scratch.rename(directory / "report.html")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def _told(directory: Path, saved: dict, events: list[dict]) -> list[dict]:
     """The stages behind the result, sources first, each with a `label`; without rows in the result, all but exams'."""
     held = {s["name"]: s for s in result.stages(directory)}
     behind: dict[str, None] = {}
-    table = next((p for p in saved.get("parts", []) if p["kind"] == "table"), None)
-    if table:
+    if table := result.table_of(saved):
         _ancestors(directory, table["stage"], behind)
     else:
         for name in held:
@@ -110,10 +126,14 @@ def _label(meta: dict) -> str:
 # -- the parts of the page
 
 
-def _head(name: str, record: dict, saved: dict, events: list[dict], stages: list[dict]) -> str:
-    closed: dict[str, Any] = next((e for e in reversed(events) if e["event"] in ("open", "close")), {})
-    error = closed.get("error")
+def _head(name: str, record: dict, saved: dict, events: list[dict], stages: list[dict], unpriced: int) -> str:
+    last: dict[str, Any] = next((e for e in reversed(events) if e["event"] in ("open", "close", "result")), {})
+    error = last.get("error")
     state = "stopped" if error else "done" if saved else "not done"
+    if state == "not done":  # a pilot or an export may have come after what went wrong
+        error = next((e["error"] for e in reversed(events) if e.get("error")), None)
+        if not error and last.get("event") == "open":
+            error = "its process ended without a word, or is still at work; run the same command again to go on."
     card = record.get("card", {})
     title = card.get("title") if card.get("title") != name else None
     lines = [f'<span class="state{"" if state == "done" else " stopped"}">{state}</span>', f"<h1>{escape(name)}</h1>"]
@@ -122,16 +142,17 @@ def _head(name: str, record: dict, saved: dict, events: list[dict], stages: list
         told.append(_paper(str(card["paper"])))
     lines.append(f'<p class="soft">{" · ".join(told)}</p>' if told else "")
     if error:
-        lines.append(f"<p>{escape(str(error).partition(': ')[2] or str(error))}</p>")
+        kind, colon, told = str(error).partition(": ")
+        lines.append(f"<p>{escape(told if kind in _SELF_TOLD and told else str(error))}</p>")
     spent: dict[str, Any] = next((e["spent"] for e in reversed(events) if "spent" in e), {})
-    rows = next((p["rows"] for p in saved.get("parts", []) if p["kind"] == "table"), None)
+    table = result.table_of(saved)
     rejected = sum(sum((s["counts"].get("rejected") or {}).values()) for s in stages)
     facts = {
-        "rows made": None if rows is None else f"{rows:,}",
+        "rows learned from" if "trained_on" in saved else "rows made": f"{table['rows']:,}" if table else None,
         "left out": f"{rejected:,}" if stages else None,
         "calls": f"{spent.get('calls', 0):,}",
         "tokens": short(spent.get("tokens", 0)),
-        "paid": paid(spent, record),
+        "paid": paid(spent.get("money", 0.0), unpriced),
         "time": duration(_worked(events)),
     }
     cells = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items() if v is not None)
@@ -144,7 +165,7 @@ def _paper(paper: str) -> str:
     return f'<a href="{escape(link)}" style="color:inherit">{escape(paper)}</a>'
 
 
-def _scores(saved: dict, events: list[dict]) -> str:
+def _scores(saved: dict, events: list[dict], names: dict[str, str]) -> str:
     """Every evaluation, with its interval drawn."""
     found = [p["data"] for p in saved.get("parts", []) if p["kind"] == "report"]
     seen = {(d.get("model"), d.get("task")) for d in found}
@@ -168,14 +189,15 @@ def _scores(saved: dict, events: list[dict]) -> str:
             for k, w in (("unparsed", "unparsed"), ("truncated", "cut off"), ("refused", "refused"))
             if d.get(k)
         )
+        faults = f'<div class="soft small">{faults}</div>' if faults else ""
         rows.append(
-            f"<tr><td>{escape(str(d.get('label') or d['model']))}</td><td class=number><b>{value}</b></td>"
+            f"<tr><td>{escape(names.get(d['model'], d['model']))}{faults}</td><td class=number><b>{value}</b></td>"
             f'<td><div class="interval"><span class="soft">{low} – {high}</span>'
             f'<div class="range"><i style="left:{a:.2f}%;width:{b - a:.2f}%"></i><b style="left:{at:.2f}%"></b></div>'
             "</div></td>"
-            f'<td class="number soft wide">{d["n"]}</td><td class="soft small wide">{faults}</td></tr>'
+            f'<td class="number soft wide">{d["n"]}</td></tr>'
         )
-    head = "<tr><th>model<th class=number>score<th>95 % interval<th class='number wide'>items<th class=wide></tr>"
+    head = "<tr><th>model<th class=number>score<th>95 % interval<th class='number wide'>items</tr>"
     tasks = ", ".join(dict.fromkeys(str(d["task"]) for d in found))
     table = f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
     return f'<h2>How good it is</h2><p class="soft small">{escape(tasks)}</p>{table}'
@@ -204,7 +226,7 @@ def _funnel(stages: list[dict]) -> str:
 
 def _samples(directory: Path, saved: dict) -> str:
     """A few finished rows, each walked back to its seed."""
-    table = next((p for p in saved.get("parts", []) if p["kind"] == "table"), None)
+    table = result.table_of(saved)
     count = table["rows"] if table else 0
     shown = [_trail(directory, i) for i in sorted({count * k // _SAMPLES for k in range(_SAMPLES)} & set(range(count)))]
     shown = [s for s in shown if s]
@@ -278,15 +300,15 @@ def _rejected(directory: Path, stages: list[dict]) -> str:
     return f'<h2>Left out</h2><p class="soft small">{note}</p>{"".join(shown)}' if shown else ""
 
 
-def _cost(events: list[dict]) -> str:
+def _cost(events: list[dict], names: dict[str, str], unpriced: dict[str, int]) -> str:
     """What each ask bought, over all the times the run was opened."""
     sites: dict[str, dict[str, Any]] = {}
     for event in events:
         if event["event"] not in ("ask", "bought"):
             continue
-        site = sites.setdefault(event["site"], {"models": "", "calls": 0, "money": 0.0, "retried": 0, "failed": 0})
+        site = sites.setdefault(event["site"], {"told": ("", ""), "calls": 0, "money": 0.0, "retried": 0, "failed": 0})
         if event["event"] == "ask":
-            site["models"] = ", ".join(event["models"])
+            site["told"] = (event["prompt"], ", ".join(names.get(m, m) for m in event["models"]))
         else:
             site["calls"] += event["calls"]
             site["money"] += event["money"]
@@ -294,8 +316,9 @@ def _cost(events: list[dict]) -> str:
             site["failed"] += sum(event["failed"].values())
     rows = ""
     for name, s in sites.items():
-        told = [escape(name.partition(":")[2]), escape(s["models"])]
-        numbers = [f"{s['calls']:,}", f"{s['retried']:,}", f"{s['failed']:,}", money(s["money"])]
+        told = map(escape, s["told"])
+        cost = paid(s["money"], unpriced.get(name, 0))
+        numbers = [f"{s['calls']:,}", f"{s['retried']:,}", f"{s['failed']:,}", cost]
         cells = [
             f'<td class="{kind}">{cell}</td>' for kind, cell in zip(_CALLS.values(), [*told, *numbers], strict=True)
         ]

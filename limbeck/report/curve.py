@@ -11,7 +11,7 @@ from .words import duration
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 420, 190, 44, 24  # in SVG units
 
 
-def curves(directory: Path) -> str:
+def curves(directory: Path, names: dict[str, str]) -> str:
     """The loss of each training that this run, or a worker's run below it, last used; unfinished ones too."""
     figures = []
     for home in (directory, *sorted(p.parent for p in directory.glob("*/events.jsonl"))):
@@ -22,7 +22,7 @@ def curves(directory: Path) -> str:
             if drawn := svg(losses, held_out):
                 meta = _parsed(_text(folder / "meta.json")) or {}
                 name = home.name if home != directory else str(meta.get("name") or folder.name)
-                told = f"{escape(name)}: loss {losses[-1][1]:.4g} after {losses[-1][0]:,} steps"
+                told = f"{escape(names.get(name, name))}: loss {losses[-1][1]:.4g} after {losses[-1][0]:,} steps"
                 told += f", {duration(meta.get('train_seconds') or lines[-1]['seconds'])}"
                 figures.append(f"<figure>{drawn}<figcaption>{told}</figcaption></figure>")
     return f'<h2>Training</h2><div class="curves">{"".join(figures)}</div>' if figures else ""
