@@ -170,7 +170,7 @@ class right_sums:
 NUM = r"\d{1,15}(?:\.\d{1,15})?"
 BEFORE, AFTER = r"(?<![\w.)])(?<![-+*/])(?<![-+*/xX]\s)", r"(?![\w(%]|\.\d|\s*[-+*/][\s(]*\d)"
 EQUATION = re.compile(  # of plain numbers; one with an unknown before it, or that goes on after it, is left alone
-    rf"{BEFORE}(\(*{NUM}(?:[\s)]*[-+*/][\s(]*{NUM})+[\s)]*)=\s*(-?{NUM}){AFTER}"
+    rf"{BEFORE}(\({{0,9}}{NUM}(?:[\s)]*[-+*/][\s(]*{NUM})+[\s)]*)=\s*(-?{NUM}){AFTER}"
 )
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 

@@ -255,7 +255,7 @@ def solution(text: str) -> Any:
 def _final(text: str) -> tuple[int, str]:
     """Where the final answer begins, mark included, and what it says; the end and nothing where there is none."""
     found = [(m.start(), m[1]) for marker in (AFTER_HASHES, AFTER_WORDS) for m in marker.finditer(text)]
-    found += [(m.start(), inner) for m in BOXED.finditer(text) if (inner := _braced(text, m.end()))]
+    found += [(m.start(), inner) for m in [*BOXED.finditer(text)][-50:] if (inner := _braced(text, m.end()))]
     return max(found, default=(len(text), ""))
 
 

@@ -13,6 +13,7 @@ from .errors import LimbeckError
 from .run import Run
 from .table import Row, Table, View
 
+
 class Stopped(LimbeckError):
     """Ends a plan where it can see no further, or has seen enough."""
 

@@ -286,9 +286,9 @@ def _told(found: dict[str, Any], out: Path) -> Iterator[str]:
         trained = f"{m['train_seconds']:.0f} s" if m["train_seconds"] else ""
         yield f"{TOLD[name]:<28}{m['accuracy']:>9.1%}  {interval:<16}{trained:>8}"
     lost = ", ".join(f"{n} {reason}" for reason, n in found["rejects"].items()) or "none"
-    sampled = f"sampled (temperature {QUICKSTART['temperature']}), so some went wrong"
-    yield f"\n{rows['elicited']:,} solutions elicited, {sampled}; {rows['kept']:,} kept; left out: {lost}."
-    yield "The table is of greedy answers, without sampling: each model's best guess."
+    yield f"\n{rows['elicited']:,} solutions elicited, {rows['kept']:,} kept; left out: {lost}."
+    sampled = f"sampled at temperature {QUICKSTART['temperature']}, which errs now and then"
+    yield f"The lessons were {sampled}; the exam above is answered greedily."
     answers, reasoning, kl = (f"{scores[name]['accuracy']:.0%}" for name in ("answers-only", "sft", "kl"))
     yield f"Graded on {scores['teacher']['n']} unseen problems; {found['seconds']:.0f} s in all. In equally many steps,"
     yield f"answers alone brought the student to {answers}, the teacher's reasoning to {reasoning},"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from limbeck import Table, cli
+from limbeck import Run, Table, ask, cli, report
 
 from .loopback import loopback
 
@@ -105,6 +105,9 @@ def test_a_config_file_holds_the_same_names(place, call):
     Path("bad.yaml").write_text("recipe: mine.py:method\npromts: p.jsonl\n")
     code, _, err = call("run", "bad.yaml")
     assert code == 2 and "did you mean 'prompts'?" in err
+    Path("bad.yaml").write_text("recipe: mine.py:method\nprompts: p.jsonl\nteacher: fake/echo\nlimit: 3\n")
+    code, _, err = call("run", "bad.yaml")
+    assert code == 2 and "write --limit" in err
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,12 @@ def test_a_config_file_holds_the_same_names(place, call):
         (("export", ".", "--format", "tlr"), "did you mean 'trl'?"),
         (("show", "gdk"), "did you mean 'gkd'?"),
         (("methods", "--objective", "STF"), "did you mean 'SFT'?"),
+        (("run", "label", *BASE, "budget=5"), "it is an option of the command; write --budget"),
+        (("run", "label", "prompts=p.jsonl", "teacher=openai/m", "teacher.timeout=abc"), "wants timeout as a number"),
+        (("run", "label", *BASE, "--out", "p.jsonl"), "p.jsonl"),
+        (("run", "label", *BASE, "--out", "/proc/no/out"), "/proc/no/out"),
+        (("quickstart", "--seed", "-1", "--out", "tour"), "seed as a whole number from 0"),
+        (("quickstart", "--out", "p.jsonl"), "p.jsonl"),
         (("trace", ".", "1"), "is not a run directory"),
         (("report", "."), "is no run directory"),
         (("serve", "fake/nothing"), "fake/echo"),
@@ -144,7 +153,26 @@ def test_another_recipe_in_the_directory_stops_with_a_suggestion(place, call):
 def test_a_changed_argument_says_so_and_replays(place, call):
     call(*MINE, "--out", "out")
     code, out, err = call(*MINE, "n=2", "--out", "out")
-    assert code == 0 and "changed: n: default -> 2" in err and "10 calls bought" in out
+    assert code == 0 and "changed: n: 1 -> 2" in err and "10 calls bought" in out
+
+
+def test_a_change_is_told_from_the_last_run_that_came_to_something(place, call):
+    Path("two.py").write_text(
+        "from limbeck import LimbeckError, Model, Table, ask\n\n\n"
+        "def method(prompts: Table, teacher: Model, n: int = 1):\n"
+        "    if n == 7:\n        raise LimbeckError('seven')\n"
+        "    return ask(prompts, teacher, '{prompt}', n=n, max_tokens=4)\n"
+    )
+    words = ("run", "two.py:method", *BASE, "--out", "out")
+    assert call(*words, "n=7")[0] == 2
+    code, _, err = call(*words)  # the first that ran: there is nothing to compare it with
+    assert code == 0 and "changed" not in err
+    assert call(*words, "n=7")[0] == 2
+    Path("same.jsonl").write_text(Path("p.jsonl").read_text())
+    _, _, err = call("run", "two.py:method", "prompts=same.jsonl", *BASE[1:], "--out", "out", "n=1")
+    assert "changed" not in err  # the same rows and the default, said in other words
+    _, _, err = call(*words, "--limit", "3")
+    assert "prompts: 10 rows (" in err and "-> 3 rows (" in err
 
 
 def test_a_dry_run_buys_nothing_and_a_pilot_is_reused(place, call):
@@ -178,11 +206,19 @@ def test_neither_a_dry_run_nor_a_pilot_trains(place, call):
     assert code == 0 and bought("out") == 2 and not events("out", "train") and not Path("out/models").exists()
 
 
+def test_a_pilot_of_unknown_price_does_not_call_it_free(place, call):
+    with loopback() as server:
+        words = ("run", "label", "prompts=p.jsonl", "--rename", "question=prompt", "teacher=openai/m")
+        code, said, _ = call(*words, f"teacher.base_url={server.url}", "--out", "out", "--pilot", "2")
+    assert code == 0 and said.count("price unknown") == 2 and "$" not in said
+
+
 def test_a_key_is_never_written_down(place, call):
     with loopback() as server:
         words = ("run", "label", "prompts=p.jsonl", "--rename", "question=prompt", "teacher=openai/m")
         code, said, _ = call(*words, f"teacher.base_url={server.url}", "teacher.api_key=sk-secret", "--out", "out")
     assert code == 0 and "price unknown" in said
+    assert "price unknown" in Path("out/report.html").read_text() and "$0" not in Path("out/report.html").read_text()
     held = [p for p in Path("out").rglob("*") if p.is_file() and b"sk-secret" in p.read_bytes()]
     assert held == []
 
@@ -191,7 +227,8 @@ def test_the_budget_ends_with_3_and_partial_rows_come_out(place, call):
     code, _, err = call(*MINE, "--out", "out", "--budget", "4 calls")
     assert code == 3 and "budget is used up" in err and bought("out") == 4
     assert not Path("out/result.json").exists() and "not done" not in err
-    assert "stopped" in Path("out/report.html").read_text()
+    page = Path("out/report.html").read_text()
+    assert 'class="state stopped">stopped</span>' in page and "budget is used up" in page
     code, _, err = call("export", "out")
     assert code == 2 and "--partial" in err
     code, out, err = call("export", "out", "--partial", "--out", "part.jsonl")
@@ -205,14 +242,15 @@ def test_an_endpoint_that_stays_away_ends_with_4(place, call):
         words = ("run", "label", "prompts=p.jsonl", "--rename", "question=prompt", "teacher=openai/m",
                  f"teacher.base_url={server.url}", "teacher.retries=0", "--out", "out")  # fmt: skip
         code, _, err = call(*words)
-        assert code == 4 and "Run the same command again" in err and 0 < bought("out") < 10
+        assert code == 4 and "the same command" in err and 0 < bought("out") < 10
         server.trouble = None
         before = bought("out")
         code, out, _ = call(*words)
         assert code == 0 and f"{10 - before} calls bought" in out and len(Table.from_parquet("out/rows.parquet")) == 10
 
 
-def test_ctrl_c_keeps_what_is_paid_and_ends_with_130(place):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])  # Ctrl-C, and what a scheduler sends
+def test_an_interrupt_keeps_what_is_paid_and_ends_with_130(place, sent):
     with loopback(latency=0.3) as server:
         words = ["run", "label", "prompts=p.jsonl", "--rename", "question=prompt", "teacher=openai/m",
                  f"teacher.base_url={server.url}", "teacher.concurrency=1", "--out", "out"]  # fmt: skip
@@ -220,7 +258,7 @@ def test_ctrl_c_keeps_what_is_paid_and_ends_with_130(place):
         child = subprocess.Popen([sys.executable, "-m", "limbeck", *words], stderr=subprocess.PIPE, text=True, env=env)
         while server.bought < 2 and child.poll() is None:
             time.sleep(0.05)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(sent)
         _, err = child.communicate(timeout=60)
         assert child.returncode == 130 and "interrupted" in err and "Traceback" not in err
         assert bought("out") == server.bought < 10
@@ -230,6 +268,69 @@ def test_a_bug_keeps_its_traceback(place, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["limbeck", "run", "mine.py:broken", *BASE, "--out", "out"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+    page = Path("out/report.html").read_text()
+    assert "stopped</span>" in page and "ZeroDivisionError: a bug" in page
+
+
+def test_what_the_machine_refuses_is_one_line_that_names_the_place(place, call, monkeypatch):
+    Path("full.py").write_text(
+        "import errno\n\n\ndef method(prompts):\n    raise OSError(errno.ENOSPC, 'No space left on device')\n\n\n"
+        "def other(prompts):\n    raise ConnectionError('a library says so, with no number')\n"
+    )
+    code, _, err = call("run", "full.py:method", "prompts=p.jsonl", "--out", "out")
+    assert code == 2 and err.startswith("limbeck: out: No space left on device") and err.count("\n") == 1
+    call(*MINE, "--out", "done")
+    code, _, err = call("export", "done", "--out", ".")
+    assert code == 2 and err.startswith("limbeck: .: Is a directory") and err.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["limbeck", "run", "full.py:other", "prompts=p.jsonl", "--out", "more"])
+    with pytest.raises(ConnectionError):
+        cli.main()
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+def test_a_damaged_record_is_one_line(place, call, name):
+    call(*MINE, "--out", "out")
+    Path("out", name).write_text('{"recipe": "mi')
+    for words in (("report", "out"), MINE + ("--out", "out")) if name == "run.json" else (("report", "out"),):
+        code, _, err = call(*words)
+        assert code == 2 and f"out/{name} cannot be read" in err and err.count("\n") == 1
+
+
+def test_a_line_cut_short_is_skipped(place, call):
+    call(*MINE, "--out", "out")
+    before = call("report", "out") and Path("out/report.html").read_text()
+    with Path("out/events.jsonl").open("ab") as events:
+        events.write(b'3\n{"v": 1, "event": "op\xff')
+    code, _, _ = call("report", "out")
+    assert code == 0 and Path("out/report.html").read_text() == before
+
+
+def test_a_users_own_prompt_lies_beside_the_file(place, call):
+    Path("sub").mkdir()
+    Path("sub/shout.md").write_text("---\ninputs: [prompt]\n---\nSHOUT {prompt}\n")
+    Path("sub/own.py").write_text(METHOD.replace("Say: {prompt}", "shout"))
+    code, _, _ = call("run", "sub/own.py:method", *BASE, "--out", "out")
+    assert code == 0 and [r["response"] for r in Table.from_parquet("out/rows.parquet")][:2] == ["SHOUT q", "SHOUT qq"]
+    assert list(json.loads(Path("out/run.json").read_text())["prompts"]) == ["shout"]
+    code, out, _ = call("show", "sub/own.py:method")
+    assert "SHOUT {prompt}" in out
+
+
+def test_a_script_that_saves_leaves_what_a_command_does(place, call):
+    with Run("out", progress=False):
+        rows = ask(Table.from_jsonl("p.jsonl"), "fake/echo", "{question}", max_tokens=4)
+    code, _, err = call("export", "out")
+    assert code == 2 and "limbeck.save(rows)" in err and err.count("\n") == 1
+    with Run("out", progress=False):
+        rows = ask(Table.from_jsonl("p.jsonl"), "fake/echo", "{question}", max_tokens=4)
+        assert report.save(rows, {"answer": 42})["kind"] == "tuple"
+    code, out, _ = call("export", "out", "--out", "-")
+    assert code == 0 and [json.loads(line)["response"] for line in out.splitlines()][:2] == ["q", "qq"]
+    code, out, _ = call("trace", "out", "1")
+    assert code == 0 and "question: qq" in out
+    code, _, _ = call("report", "out")
+    assert code == 0 and '<span class="state">done</span>' in Path("out/report.html").read_text()
+    assert "10</dd>" in Path("out/report.html").read_text()
 
 
 def test_exports(place, call):
@@ -237,6 +338,10 @@ def test_exports(place, call):
     for format in ("jsonl", "parquet", "trl"):
         code, out, _ = call("export", "out", "--format", format)
         assert code == 0 and Path(out.strip()).exists()
+    code, out, _ = call("export", "out", "--format", "trl", "--out", "-")
+    assert code == 0 and out == Path("out/rows.trl.jsonl").read_text() and not Path("-").exists()
+    code, _, err = call("export", "out", "--format", "parquet", "--out", "-")
+    assert code == 2 and "no Parquet to standard output" in err
     assert len(Table.from_jsonl("out/rows.jsonl")) == 6 and "_row" not in Table.from_jsonl("out/rows.jsonl").columns
     assert pq.read_schema("out/rows.parquet").names[-1] == "_row"  # the run's own file is left alone
     first = json.loads(Path("out/rows.trl.jsonl").read_text().splitlines()[0])
@@ -247,7 +352,7 @@ def test_exports(place, call):
 
 
 def test_methods_and_show(call):
-    code, out, _ = call("methods", "--objective", "SFT", "--json")
+    code, out, _ = call("methods", "--objective", "sft", "--json")
     cards = json.loads(out)
     assert code == 0 and "label" in {c["name"] for c in cards} and {c["objective"] for c in cards} == {"SFT"}
     assert {a["name"] for c in cards if c["name"] == "label" for a in c["arguments"]} >= {"prompts", "teacher"}
@@ -286,4 +391,4 @@ def test_a_tuple_of_results(place, call):
         "answer": 42
     }
     code, _, err = call("run", "two.py:odd", "rows=p.jsonl", "--out", "odd")
-    assert code == 2 and "returned a object" in err
+    assert code == 2 and "the result holds a object" in err

@@ -1,6 +1,7 @@
 """Parsers: what they read, what they refuse, and that no text makes one fail."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -264,3 +265,10 @@ def test_a_parser_by_name_says_what_it_takes():
         parse.get("answer", low=1)
     with pytest.raises(LimbeckError, match="parser 'tags' needs 'names'"):
         parse.get("tags")
+
+
+@pytest.mark.parametrize("text", ["The answer is" + " " * 50_000, "\\boxed{" * 10_000, "#### " + "(" * 50_000])
+def test_degenerate_replies_do_not_take_for_ever(text):
+    started = time.process_time()
+    parse.answer(text)
+    assert time.process_time() - started < 10  # they took minutes when the patterns backtracked

@@ -45,6 +45,7 @@ def test_the_tour_elicits_curates_trains_and_judges(tour, tmp_path):
     lessons = list(Table.from_parquet(out / "rows.parquet"))
     assert len(lessons) == found["rows"]["kept"] and all("####" in row["response"] for row in lessons)
     assert (out / "model" / "model.safetensors").exists() and "How good it is" in (out / "report.html").read_text()
+    assert "student, SFT on reasoning: loss" in (out / "report.html").read_text()  # the names of the terminal
     kinds = [part["kind"] for part in json.loads((out / "result.json").read_text())["parts"]]
     assert kinds == ["table", "model", *["report"] * 5]
 
@@ -59,6 +60,7 @@ def test_the_tour_elicits_curates_trains_and_judges(tour, tmp_path):
         "95 % interval",
         "wrong answer" if found["rejects"] else "none",
         "limbeck run label",
+        "sampled at temperature 0.7",
     ):
         assert told in printed
 

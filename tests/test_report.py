@@ -40,7 +40,7 @@ def made(tmp_path):
             (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo')
             (folder / "meta.json").write_text(json.dumps({"name": f"student-{key}", "train_seconds": 61.0}))
         run.event("train", name="student-aaaa", path="models/aaaa", reused=False)
-        result.save(run, (kept, *scored))
+        result.write(run, (kept, *scored))
     (run.dir / "run.json").write_text(json.dumps({"recipe": "mine", "card": {"title": "T & T", "paper": "2300.00001"}}))
     return run.dir
 
@@ -95,6 +95,56 @@ def test_a_run_that_stopped_says_why(tmp_path):
         lb.ask(rows, Fake(teacher, "m"), "{prompt}", max_tokens=4)
     text = page(tmp_path / "run")
     assert '<span class="state stopped">stopped</span>' in text and "budget is used up" in text
+
+
+def test_a_run_that_is_not_done_says_why_whatever_came_after(tmp_path):
+    with pytest.raises(lb.BudgetError), lb.Run(tmp_path, budget="1 calls", progress=False):
+        rows = lb.Table.from_rows([{"prompt": "a"}, {"prompt": "b"}])
+        lb.ask(rows, Fake(teacher, "m"), "{prompt}", max_tokens=4)
+    with lb.Run(tmp_path, progress=False):  # a pilot, say
+        pass
+    text = page(tmp_path)
+    assert '<span class="state stopped">not done</span>' in text and "budget is used up" in text
+
+
+def test_a_run_that_was_killed_says_so(tmp_path):
+    (tmp_path / "events.jsonl").write_text('{"v": 1, "at": 5, "event": "open"}\n{"v": 1, "at": 6, "eve')
+    assert "ended without a word" in page(tmp_path)
+
+
+def test_a_trained_model_shows_the_rows_it_learned_from(made):
+    with lb.Run(made, progress=False) as run:
+        run.trained_on = lb.ask(lb.Table.from_rows([{"prompt": "1 and 2"}]), Fake(teacher, "m"), "{prompt}")
+        result.write(run, Fake(teacher, "student"))
+    text = page(made)
+    assert "rows learned from</dt><dd>1</dd>" in text
+    trail = text[text.index("Rows and where they come from") : text.index("<h2>Calls")]
+    assert "1 and 2" in trail and "It is #### 2" in trail
+
+
+def test_models_go_by_the_names_of_the_record(made):
+    record = json.loads((made / "run.json").read_text())
+    (made / "run.json").write_text(json.dumps(record | {"names": {"small": "the small one"}}))
+    text = page(made)
+    scores, calls = text[text.index("How good it is") : text.index("From seed")], text[text.index("<h2>Calls") :]
+    assert "<td>the small one" in scores and "<td>large" in scores
+    assert '<td class="">the small one</td>' in calls  # with its class: on a narrow screen too
+    assert scores.count('<div class="soft small">') == 2  # what could not be read, beside the name
+
+
+def test_a_price_that_is_not_known_is_not_nothing(tmp_path):
+    rows = lb.Table.from_rows([{"prompt": f"is {i}"} for i in range(4)])
+    with lb.Run(tmp_path, progress=False):
+        lb.ask(rows, Fake(teacher, "m"), "{prompt}", into="one")
+    assert "paid</dt><dd>price unknown</dd>" in page(tmp_path) and "$0.00" not in page(tmp_path)
+    with lb.Run(tmp_path, progress=False):
+        lb.ask(rows, Fake(teacher, "n", price=Price(1e6, 1e6)), "{prompt}", into="two")
+    assert re.search(r"paid</dt><dd>\$\d+\.00 and 4 calls of unknown price</dd>", page(tmp_path))
+
+
+def test_save_wants_something():
+    with pytest.raises(LimbeckError, match="save needs an open run"):
+        report.save(1)
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path):

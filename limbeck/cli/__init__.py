@@ -76,7 +76,9 @@ def run(
 def export(
     directory: Annotated[Path, typer.Argument(help="A run directory.")],
     format: Annotated[str, typer.Option(help="jsonl, parquet or trl.")] = "jsonl",
-    out: Annotated[Path | None, typer.Option(help="The file to write, - for standard output. Default: beside the rows.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write, or - for standard output. Default: beside the run's rows.")
+    ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="The finished rows of a run that is not done.")] = False,
 ) -> None:
     """Write a run's rows in a format that other tools read."""

@@ -107,9 +107,10 @@ def export(directory: Path, format: str, out: Path | None, partial: bool) -> Non
     else:
         raise LimbeckError(f"{directory} is no run directory; give the --out of a `limbeck run`.")
     if printed:
-        with tempfile.TemporaryDirectory() as scratch:
-            with formats.export(rows, format, Path(scratch) / "rows").open(encoding="utf-8") as text:
-                shutil.copyfileobj(text, sys.stdout)
+        with tempfile.TemporaryDirectory() as folder:
+            text = formats.export(rows, format, Path(folder) / "rows")
+            with text.open(encoding="utf-8") as lines:
+                shutil.copyfileobj(lines, sys.stdout)
         return
     target = out or directory / f"rows{formats.FORMATS[format][1]}"
     if target.resolve() == path.resolve():
@@ -123,9 +124,7 @@ def _no_options(method: Recipe, given: dict[str, Any]) -> None:
     for name in given:
         if name.replace("-", "_") in OPTIONS and name not in parameters:
             option = f"--{name.replace('_', '-')}"
-            raise LimbeckError(
-                f"{method.name} takes no {name!r}: it is an option of the command; write {option} … after `limbeck run`."
-            )
+            raise LimbeckError(f"{method.name} takes no {name!r}: it is an option of the command; write {option} ….")
 
 
 def _beside(method: Recipe, target: str) -> list[Path]:

@@ -74,11 +74,12 @@ def prompts_of(one: Recipe) -> list[prompt.Prompt]:
     """The prompts that a recipe's function and the constants of its module that it uses name."""
     fn = inspect.unwrap(one.fn)
     fn = getattr(fn, "func", fn)
-    known = prompt.names()
     texts = _strings(fn.__code__.co_consts)
     texts += _strings([fn.__globals__.get(name) for name in fn.__code__.co_names])
     texts += _strings([*one.fixed.values(), *(p.default for p in inspect.signature(one.fn).parameters.values())])
-    return [prompt.load(t) for t in dict.fromkeys(texts) if t in known]
+    own = one.source.parent  # a user's prompts lie beside the file
+    known = {*prompt.names(), *(f.stem for f in own.glob("*.md"))}
+    return [prompt.load(t, [own]) for t in dict.fromkeys(texts) if t in known]
 
 
 def _strings(values: Any) -> list[str]:

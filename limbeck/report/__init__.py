@@ -142,8 +142,8 @@ def _head(name: str, record: dict, saved: dict, events: list[dict], stages: list
         told.append(_paper(str(card["paper"])))
     lines.append(f'<p class="soft">{" · ".join(told)}</p>' if told else "")
     if error:
-        kind, colon, told = str(error).partition(": ")
-        lines.append(f"<p>{escape(told if kind in _SELF_TOLD and told else str(error))}</p>")
+        kind, _, words = str(error).partition(": ")
+        lines.append(f"<p>{escape(words if kind in _SELF_TOLD and words else str(error))}</p>")
     spent: dict[str, Any] = next((e["spent"] for e in reversed(events) if "spent" in e), {})
     table = result.table_of(saved)
     rejected = sum(sum((s["counts"].get("rejected") or {}).values()) for s in stages)
