@@ -24,17 +24,18 @@ _WHERE = {  # module: the public names that it holds
     "losses": "SFT Loss diverges forward_kl jsd reverse_kl",
     "evals": "Report Task Verdict compare evaluate exact_answer",
     "recipe": "recipe variant",
+    "report": "save",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 _MODULES = ("checks", "errors", "losses", "models", "parse", "recipes")
 
 __all__ = [
-    "ask", "assign", "BudgetError", "checks", "Column", "compare", "concat", "cross", "dedup", "diverges", "draw",
-    "Dropped", "errors", "evaluate", "exact_answer", "fields", "forward_kl", "Incomplete", "jsd", "Judge",
-    "keep", "LimbeckError", "Loss", "losses", "Many", "mean", "minus", "mix", "Model", "models", "Objective",
-    "op", "pair", "parse", "pick", "Prompt", "recipe", "recipes", "Reject", "Reply", "Report", "Request",
-    "reverse_kl", "Run", "score", "SFT", "shots", "Table", "Task", "teach", "Text", "train", "variant", "Verdict",
-    "where",
+    "ask", "assign", "BudgetError", "checks", "Column", "compare", "concat", "cross", "dedup", "diverges",
+    "draw", "Dropped", "errors", "evaluate", "exact_answer", "fields", "forward_kl", "Incomplete", "jsd",
+    "Judge", "keep", "LimbeckError", "Loss", "losses", "Many", "mean", "minus", "mix", "Model", "models",
+    "Objective", "op", "pair", "parse", "pick", "Prompt", "recipe", "recipes", "Reject", "Reply", "Report",
+    "Request", "reverse_kl", "Run", "save", "score", "SFT", "shots", "Table", "Task", "teach", "Text", "train",
+    "variant", "Verdict", "where",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from .parse import Many, Reject
     from .prompt import Prompt
     from .recipe import recipe, variant
+    from .report import save
     from .run import Run
     from .table import Table
     from .train import Objective, Text, teach, train

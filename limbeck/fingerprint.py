@@ -174,7 +174,10 @@ def _own_text(code: types.CodeType) -> str:
     lines = linecache.getlines(code.co_filename)
     if not spans or not lines:
         return repr((code.co_code, _constants(code), code.co_names))
-    (first, start), (last, end) = min((p[0], p[2]) for p in spans), max((p[1], p[3]) for p in spans)
+    (first, start), (last, end) = (
+        min((a or 0, c or 0) for a, _, c, _ in spans),
+        max((b or 0, d or 0) for _, b, _, d in spans),
+    )
     body = [line.encode() for line in lines[first - 1 : last]]  # the columns count bytes
     if not body:
         return repr((code.co_code, _constants(code), code.co_names))

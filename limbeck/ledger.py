@@ -65,7 +65,7 @@ class Ledger:
                 self._db.executescript("pragma journal_mode=wal; pragma synchronous=full;" + _SCHEMA)
             found = self._db.execute("select value from meta where name='key_schema'").fetchone()
         except (sqlite3.OperationalError, OSError) as error:
-            raise LimbeckError(f"the ledger {self.path} cannot be opened: {error}; it needs a place to write.") from None
+            raise LimbeckError(f"the ledger {self.path} cannot be opened: {error}; it wants to write there.") from None
         except sqlite3.DatabaseError as error:
             raise LimbeckError(
                 f"the ledger {self.path} cannot be read ({error}); it may be damaged: move it away and keep it."

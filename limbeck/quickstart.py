@@ -107,7 +107,7 @@ def main(out: Path, seed: int = 0, as_json: bool = False) -> None:
     _check(out)
     os.environ.update(ONE_THREAD)
     watch = _Watch(out, shown=not as_json)
-    with Run(out, arguments={"seed": seed}, progress=not as_json and sys.stderr.isatty()) as run:
+    with Run(out, progress=not as_json and sys.stderr.isatty()) as run:
         _record(run.dir, seed)
         with _workers() as pool:
             jobs: dict[str, Future] = {n: pool.submit(work, n, str(out), None, seed) for n in ("teacher", "untrained")}
@@ -287,7 +287,7 @@ def _told(found: dict[str, Any], out: Path) -> Iterator[str]:
         yield f"{TOLD[name]:<28}{m['accuracy']:>9.1%}  {interval:<16}{trained:>8}"
     lost = ", ".join(f"{n} {reason}" for reason, n in found["rejects"].items()) or "none"
     yield f"\n{rows['elicited']:,} solutions elicited, {rows['kept']:,} kept; left out: {lost}."
-    sampled = f"sampled at temperature {QUICKSTART['temperature']}, which errs now and then"
+    sampled = f"sampled at temperature {QUICKSTART['temperature']}, where the teacher errs now and then"
     yield f"The lessons were {sampled}; the exam above is answered greedily."
     answers, reasoning, kl = (f"{scores[name]['accuracy']:.0%}" for name in ("answers-only", "sft", "kl"))
     yield f"Graded on {scores['teacher']['n']} unseen problems; {found['seconds']:.0f} s in all. In equally many steps,"

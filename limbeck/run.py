@@ -25,6 +25,14 @@ def current(who: str = "this") -> "Run":
     return _open[-1]
 
 
+def _ends_well(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
 def current_or_none() -> "Run | None":
     return _open[-1] if _open else None
 
@@ -33,8 +41,8 @@ class Run:
     """Opens a run directory: `with Run("out", budget="$5"):` makes it the one that verbs, train and evaluate use.
 
     `budget` caps all that the directory ever buys ("$5", "100 calls", "1M tokens"). `reuse` names earlier run
-    directories whose replies are taken over for free. `arguments` (the command line's) tell a changed argument, which
-    may buy calls, from changed code or prompts, which stop first unless `accept_changes`.
+    directories whose replies are taken over for free. An edited prompt or changed code that would buy
+    paid calls again stops first, unless `accept_changes`.
     """
 
     def __init__(
@@ -44,13 +52,12 @@ class Run:
         budget: str | float | None = None,
         reuse: Iterable[str | Path] = (),
         accept_changes: bool = False,
-        arguments: dict[str, Any] | None = None,
         progress: bool | None = None,
     ):
         self.dir = Path(directory)
         self.caps = engine.Budget.parse(budget)
         self.reuse = [Path(r) for r in reuse]
-        self.accept_changes, self.arguments = accept_changes, arguments
+        self.accept_changes = accept_changes
         self.progress = sys.stderr.isatty() if progress is None else progress
         self.plan: Any = None  # of plan.py: what asks do instead of buying, in a dry run, a pilot or a salvage
         self.trained_on: Any = None  # the table that a model was last trained on
@@ -71,9 +78,10 @@ class Run:
         self.store = Store(self.dir / "stages")
         self.ledger = Ledger(self.dir / "ledger")
         self.budget = engine.Budget(self.caps, self.ledger.spent())
-        self._events = (self.dir / "events.jsonl").open("a", encoding="utf-8")
+        self._events = (self.dir / "events.jsonl").open("a+", encoding="utf-8")
+        if not _ends_well(self.dir / "events.jsonl"):
+            self._events.write("\n")  # a kill cut the last line short
         self._sites = 0
-        self.same_arguments = self._remember_arguments()
         _open.append(self)
         table.home.append(self.store)
         self.event("open", pid=os.getpid())
@@ -125,15 +133,3 @@ class Run:
         (self.leader / "models").mkdir(exist_ok=True)
         if not (self.dir / "models").is_symlink():
             (self.dir / "models").symlink_to(self.leader.absolute() / "models")
-
-    def _remember_arguments(self) -> bool:
-        """Whether the command ran here with these arguments before (without arguments, nothing is told apart)."""
-        if self.arguments is None:
-            return False
-        path = self.dir / "arguments.jsonl"
-        line = json.dumps(self.arguments, sort_keys=True, default=str)
-        if path.exists() and line in path.read_text(encoding="utf-8").splitlines():
-            return True
-        with path.open("a", encoding="utf-8") as out:
-            out.write(line + "\n")
-        return False

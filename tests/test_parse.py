@@ -1,13 +1,12 @@
 """Parsers: what they read, what they refuse, and that no text makes one fail."""
 
 import json
-import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck import parse
+from limbeck import checks, parse
 from limbeck.errors import LimbeckError
 from limbeck.parse import Many, Reject
 
@@ -267,8 +266,7 @@ def test_a_parser_by_name_says_what_it_takes():
         parse.get("tags")
 
 
-@pytest.mark.parametrize("text", ["The answer is" + " " * 50_000, "\\boxed{" * 10_000, "#### " + "(" * 50_000])
-def test_degenerate_replies_do_not_take_for_ever(text):
-    started = time.process_time()
-    parse.answer(text)
-    assert time.process_time() - started < 10  # they took minutes when the patterns backtracked
+@pytest.mark.parametrize("text", ["The answer is" + " " * 50_000, "\\boxed{" * 10_000, "(" * 50_000 + "1"])
+def test_degenerate_replies_are_read_at_once(text):
+    """With a pattern that backtracks this never ends."""
+    assert isinstance(parse.answer(text), parse.Reject) and checks.equations(text) == []

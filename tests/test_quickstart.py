@@ -1,7 +1,9 @@
 """The tour, with fewer problems and steps: the same two workers, the same table, the same files."""
 
 import json
+import os
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,18 @@ def test_the_tour_elicits_curates_trains_and_judges(tour, tmp_path):
         "sampled at temperature 0.7",
     ):
         assert told in printed
+
+
+def test_an_earlier_tours_steps_are_not_shown(tmp_path):
+    log = tmp_path / "sft" / "models" / "a.part" / "log.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 40, "loss": 1.5}\n')
+    os.utime(log, (1, 1))
+    watch, job = quickstart._Watch(tmp_path, shown=True), Future()
+    job.set_running_or_notify_cancel()
+    assert watch._state("sft", job) == {"note": "starts"}
+    os.utime(log, (watch.since + 1, watch.since + 1))
+    assert watch._state("sft", job) == {"completed": 40, "note": "loss 1.500"}
 
 
 def test_another_recipes_directory_is_left_alone(tour, tmp_path):

@@ -104,3 +104,14 @@ def test_gc_keeps_away_from_a_run_at_work(tmp_path):
         pass
     with lb.Run(tmp_path, progress=False), pytest.raises(lb.LimbeckError, match="another process"):
         store.gc(tmp_path)
+
+
+def test_an_event_line_that_a_kill_cut_short_swallows_no_other(tmp_path):
+    with lb.Run(tmp_path, progress=False):
+        pass
+    with (tmp_path / "events.jsonl").open("a") as out:
+        out.write('{"v": 1, "at"')
+    with lb.Run(tmp_path, progress=False):
+        pass
+    last = (tmp_path / "events.jsonl").read_text().splitlines()[-2:]
+    assert [json.loads(line)["event"] for line in last] == ["open", "close"]

@@ -53,10 +53,9 @@ def run(
     out = out or Path("runs") / method.name.replace(":", "-")
     record = _record(method, name, given, {"limit": limit, "rename": columns, "budget": budget})
     before = _check_directory(out, method.name)
-    told = None if dry_run else record["arguments"]  # what is not run must not count as what was asked last
     opened, saved = False, None
     try:
-        with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes, arguments=told) as it:
+        with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes) as it:
             it.search = _beside(method, name)
             arguments, rows = _opened(bound, limit, columns, pilot)
             if dry_run or pilot:
@@ -93,7 +92,6 @@ def export(directory: Path, format: str, out: Path | None, partial: bool) -> Non
         raise LimbeckError("export writes no Parquet to standard output; give --out FILE, or --format jsonl or trl.")
     if partial:
         rows = _salvaged(directory)
-        print(f"{len(rows)} finished rows of a run that is not done", file=sys.stderr)
     elif path.exists() and (directory / "result.json").exists():
         rows = Table.from_parquet(path)
     elif (directory / "events.jsonl").exists() and not (directory / "run.json").exists():
@@ -259,7 +257,7 @@ def _planned(run: Run, walk: Callable[[], Any], rows: int, pilot: int | None) ->
     spent = {k: v - before[k] for k, v in run.ledger.spent().items()}
     found = measured.estimate(run.ledger, min(pilot, rows), rows)
     cost = paid(spent["money"], _unpriced(run.dir) - unknown)
-    print("\n".join(say.pilot(found, spent, cost, min(pilot, rows), rows)))
+    print("\n".join(say.pilot(found, spent, cost, min(pilot, rows), rows, measured.ends)))
 
 
 def _unpriced(directory: Path) -> int:
@@ -278,12 +276,11 @@ def _salvaged(directory: Path) -> Table:
         arguments, _ = _opened(bound, options.get("limit"), options.get("rename") or {})
         salvage = plan.Salvage()
         made = salvage.walk(it, lambda: method.fn(**arguments))
-        made = salvage.rows if salvage.rows is not None else made
-        rows = next((p for p in (made if isinstance(made, tuple) else (made,)) if isinstance(p, Table)), None)
+        rows = next((p for p in (made if isinstance(made, tuple) else (made,)) if isinstance(p, Table)), salvage.rows)
         if rows is None:
-            raise LimbeckError(
-                f"{method.name} in {directory} has bought all its rows and was about to train; run it again to go on."
-            )
+            raise LimbeckError(f"{method.name} in {directory} has no finished row yet; run it again to go on.")
+        missing = f"; not whole: ask {', ask '.join(salvage.partial)}" if salvage.partial else ""
+        print(f"{len(rows):,} finished rows of a run that is not done{missing}", file=sys.stderr)
         return rows
 
 

@@ -7,12 +7,16 @@ from typing import Any
 from ..report.words import money
 
 
-def pilot(found: dict[str, Any], spent: dict[str, float], paid: str, rows: int, of: int) -> Iterator[str]:
+def pilot(
+    found: dict[str, Any], spent: dict[str, float], paid: str, rows: int, of: int, ends: str | None
+) -> Iterator[str]:
     """What the first rows took, and what all will at that rate. The pilot's replies are not bought again."""
     yield f"pilot: {rows:,} of {of:,} rows; {spent['calls']:,.0f} calls bought now, {paid}"
     calls, low, high = found["calls"]
     rate = f"{calls:,.0f} calls ({low:,.0f} to {high:,.0f}), {_tokens(found['tokens'])}, {_range(found['money'])}"
     yield f"all {of:,} rows at this rate: {rate}"
+    if ends:
+        yield f"that is {ends}"
     yield "what the pilot bought is kept: the same command without --pilot buys only the rest"
 
 

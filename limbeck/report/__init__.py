@@ -22,12 +22,11 @@ from .words import duration, money, paid, short
 _SELF_TOLD = ("LimbeckError", "BudgetError", "Incomplete", "Interrupted", "ChangedError")  # their words say enough
 _SAMPLES, _REJECTS, _LONGEST = 3, 8, 2500  # rows shown, rejected rows shown, characters of one value
 _CALLS = {
-    "prompt": "",
     "who": "",
     "bought": "number",
     "retried": "number wide",
     "failed": "number wide",
-    "paid": "number",
+    "paid": "money",
 }
 
 
@@ -316,11 +315,12 @@ def _cost(events: list[dict], names: dict[str, str], unpriced: dict[str, int]) -
             site["failed"] += sum(event["failed"].values())
     rows = ""
     for name, s in sites.items():
-        told = map(escape, s["told"])
+        prompt, who = map(escape, s["told"])
+        told = f'{who}<div class="soft small">{prompt}</div>'
         cost = paid(s["money"], unpriced.get(name, 0))
         numbers = [f"{s['calls']:,}", f"{s['retried']:,}", f"{s['failed']:,}", cost]
         cells = [
-            f'<td class="{kind}">{cell}</td>' for kind, cell in zip(_CALLS.values(), [*told, *numbers], strict=True)
+            f'<td class="{kind}">{cell}</td>' for kind, cell in zip(_CALLS.values(), [told, *numbers], strict=True)
         ]
         rows += f"<tr>{''.join(cells)}</tr>"
     head = "".join(f'<th class="{kind}">{name}' for name, kind in _CALLS.items())
