@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,16 +170,10 @@ def rejects(directory: Path) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def prompts_used(directory: Path, search: Iterable[Path] = ()) -> dict[str, str]:
-    """The digests of the prompt files that this run's asks named; `search` are the folders of a user's own."""
-    from . import prompt
-
-    found = {}
+def prompts_used(directory: Path) -> dict[str, str]:
+    """The digests of the prompts that this run's asks said, templates included."""
+    found: dict[str, str] = {}
     for event in events(directory):
-        name = event.get("prompt") if event["event"] == "ask" else None
-        if name and name not in found:
-            try:
-                found[name] = prompt.load(name, search).digest
-            except LimbeckError:  # a template, not a file
-                continue
+        if event["event"] == "ask":
+            found |= event.get("prompts", {})
     return found

@@ -70,7 +70,7 @@ def run(
                 saved = result.write(it, method.fn(**arguments))
             finally:
                 spent = {k: v - bought[k] for k, v in it.ledger.spent().items()}
-                record["prompts"] = result.prompts_used(out, it.search)
+                record["prompts"] = result.prompts_used(out)
                 record["seconds"] = round(time.monotonic() - started, 1)
                 if spent["calls"] or saved:  # an attempt that came to nothing is not the last run
                     record["ran"] = record["bound"]

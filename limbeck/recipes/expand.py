@@ -138,6 +138,7 @@ alpaca = variant(
     departs=("a JSON list in place of numbered text",),
     whole=True,
     k=3,
+    temperature=1.0,
 )
 
 DEPTH = ("evol/constrain", "evol/deepen", "evol/concretise", "evol/reason", "evol/complicate")

@@ -248,7 +248,11 @@ class _Asking:
             time.sleep(0.2)
             marks, lacking = self.missing(run)
         names = [m.name for m in self.models]
-        run.event("ask", site=site, prompt=self.label, models=names, calls=len(marks), to_buy=lacking)
+        said = self.loaded.values() if isinstance(self.prompt, Column) else [self.prompt]
+        prompts_said = {p.name: p.digest for p in said}
+        run.event(
+            "ask", site=site, prompt=self.label, prompts=prompts_said, models=names, calls=len(marks), to_buy=lacking
+        )
         if not lacking:
             return
         self._stop_if_changed(run, marks, site)
