@@ -6,12 +6,9 @@ recomputed whenever it is read.
 """
 
 import atexit
-import contextlib
 import copy
 import csv
 import functools
-import gzip
-import io
 import itertools
 import json
 import shutil
@@ -23,7 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from . import store
+from . import readers, store
 from .errors import LimbeckError
 from .fingerprint import canonical, digest
 
@@ -165,37 +162,37 @@ class Table:
         """Reads one JSON object a line (.gz too). A broken line is an error with the file and the line."""
 
         def rows() -> Iterator[Row]:
-            with _text(path) as lines:
+            with readers.text(path) as lines:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
-                        yield _parsed(line, f"{path}, line {number}")
+                        yield readers.parsed(line, f"{path}, line {number}")
 
-        return Table.from_rows(rows(), name=_stem(path))
+        return Table.from_rows(rows(), name=readers.stem(path))
 
     @staticmethod
     def from_json(path: str | Path) -> "Table":
         """Reads a JSON file that holds one list of objects."""
-        with _text(path) as file:
+        with readers.text(path) as file:
             try:
                 data = json.load(file)
             except ValueError as error:
                 raise LimbeckError(f"{path} is not JSON: {error}.") from None
         if not isinstance(data, list) or not all(isinstance(r, dict) for r in data):
             raise LimbeckError(f"{path} should hold a list of objects; for one object a line name it .jsonl.")
-        return Table.from_rows(data, name=_stem(path))
+        return Table.from_rows(data, name=readers.stem(path))
 
     @staticmethod
     def from_csv(path: str | Path) -> "Table":
         """Reads a CSV file with a header line. Every value is text: CSV has no other type; an empty cell is absent."""
 
         def rows() -> Iterator[Row]:
-            with _text(path) as file:
+            with readers.text(path) as file:
                 for number, row in enumerate(csv.DictReader(file), 2):
                     if None in row:
                         raise LimbeckError(f"{path}, row {number} has more cells than the header; quote its commas.")
                     yield {k: v for k, v in row.items() if v not in ("", None)}
 
-        return Table.from_rows(rows(), name=_stem(path))
+        return Table.from_rows(rows(), name=readers.stem(path))
 
     @staticmethod
     def from_parquet(path: str | Path) -> "Table":
@@ -206,8 +203,10 @@ class Table:
             pq.read_schema(path)
         except Exception as error:  # pyarrow raises its own kinds for truncated and foreign files
             raise LimbeckError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from None
-        rows = ({k: _jsonable(v) for k, v in r.items() if k not in store.RESERVED} for r in store.read(Path(path)))
-        return Table.from_rows(rows, name=_stem(path))
+        rows = (
+            {k: readers.jsonable(v) for k, v in r.items() if k not in store.RESERVED} for r in store.read(Path(path))
+        )
+        return Table.from_rows(rows, name=readers.stem(path))
 
     @staticmethod
     def from_hf(source: Any, *, split: str | None = None, config: str | None = None) -> "Table":
@@ -220,7 +219,7 @@ class Table:
                 raise LimbeckError(
                     'from_hf wants `datasets`, which is not installed: pip install "limbeck[train]".'
                 ) from None
-            name = _stem(source)
+            name = readers.stem(source)
             try:
                 source = datasets.load_dataset(source.removeprefix("hf://"), config, split=split)
             except Exception as error:
@@ -230,7 +229,7 @@ class Table:
             if len(source) > 1:
                 raise LimbeckError(f"the dataset has the splits {sorted(source)}; choose one with split=….")
             source = next(iter(source.values()))
-        return Table.from_rows(({k: _jsonable(v) for k, v in row.items()} for row in source), name=name)
+        return Table.from_rows(({k: readers.jsonable(v) for k, v in row.items()} for row in source), name=name)
 
     # -- out
     def to_jsonl(self, path: str | Path) -> Path:
@@ -358,48 +357,3 @@ class Concat(View):
     @property
     def size(self) -> int:
         return sum(t.size for t in self.parents)
-
-
-@contextlib.contextmanager
-def _text(path: str | Path) -> Iterator[io.TextIOBase]:
-    if not Path(path).is_file():
-        raise LimbeckError(f"there is no file {path}; give the path of a table.")
-    reader = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with reader(path, "rt", encoding="utf-8-sig", newline="") as file:  # type: ignore[operator]
-            yield file
-    except UnicodeDecodeError as error:
-        raise LimbeckError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8.") from None
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise LimbeckError(f"{path} is not a whole gzip file: {error}.") from None
-
-
-def _parsed(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise LimbeckError(f"{where} is not JSON: {error}. Mend or remove that line.") from None
-    if not isinstance(row, dict):
-        raise LimbeckError(f"{where} holds a {type(row).__name__}; each line must be one JSON object.")
-    return row
-
-
-def _jsonable(value: Any) -> Any:
-    """Foreign Parquet and datasets values as JSON data: dates become ISO text, decimals text."""
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, dict):
-        return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(v) for v in value]
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        raise LimbeckError("a column holds bytes, which JSON has no form for; drop it or store it as text.")
-    return str(value)
-
-
-def _stem(path: str | Path) -> str:
-    """A stage name from a file name: letters, digits and dashes."""
-    first = Path(str(path)).name.split(".")[0]
-    return "".join(c if c.isalnum() and c.isascii() else "-" for c in first).strip("-")[:40] or "rows"

@@ -14,7 +14,7 @@ HOME = Path(limbeck.__file__).parent
 LAYERS = [
     {"errors"},
     {"fingerprint", "parse", "physical", "progress"},
-    {"checks", "ledger", "prompt", "recipe", "similar", "store", "table"},
+    {"checks", "ledger", "prompt", "recipe", "readers", "similar", "store", "table"},
     {"engine", "op", "plan", "run", "trace"},
     {"models"},
     {"judges", "verbs"},

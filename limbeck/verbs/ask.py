@@ -12,7 +12,7 @@ from typing import Any
 from .. import models, parse
 from .. import prompt as prompts
 from ..engine import Buying, Job, wait
-from ..errors import ChangedError, LimbeckError
+from ..errors import LimbeckError
 from ..fingerprint import canonical, data_half, digest
 from ..ledger import KEY_SCHEMA
 from ..models.base import Model, Reply, Request
@@ -20,6 +20,7 @@ from ..op import Made, row_stage
 from ..parse import Many, Reject
 from ..run import Run, current
 from ..table import Row, Table
+from .changes import stop_if_changed
 from .shape import Column, check_slots
 
 _CHUNK = 2000  # keys looked up at a time
@@ -255,7 +256,7 @@ class _Asking:
         )
         if not lacking:
             return
-        self._stop_if_changed(run, marks, site)
+        stop_if_changed(self, run, marks, site)
         if lacking < len(marks):
             run.say(f"{self.label}: {len(marks) - lacking:,} calls are replayed, {lacking:,} are to buy")
         first = next(self.jobs(marks, site))
@@ -273,37 +274,6 @@ class _Asking:
                 run.ledger.flush()
                 run.event("bought", site=site, calls=buying.bought, money=bar.money, retries=dict(buying.retries),
                           failed=dict(buying.failed), spent=run.ledger.spent())  # fmt: skip
-
-    def _stop_if_changed(self, run: Run, marks: bytearray, site: str) -> None:
-        """Stops where what was paid for here would be bought again because a prompt or the code changed.
-
-        That is: at this place in the recipe, the same model was asked about the same row before, with the same settings
-        and salt, and nothing of what is asked about it now is held. Another model, temperature, salt or a larger `n`
-        is the user's wish, and buys.
-        """
-        if run.accept_changes:
-            return
-        wanted: dict[str, list[tuple]] = {}
-        for job in self.jobs(marks, site):
-            wanted.setdefault(job.row, []).append(_settings(job.model.digest, job.body, job.salt))
-        now: dict[str, set[str]] = {}
-        digests = self.rows.row_digests
-        for index, *_, words, occurrence in self.requests():
-            row = digests[16 * index : 16 * index + 16].hex()
-            if row in wanted:
-                now.setdefault(row, set()).update(self.keys(words, occurrence))
-        again = 0
-        for row, bought in run.ledger.bought_before(site, set(wanted)).items():
-            if not now[row] & bought.keys():
-                lost = {_settings(*asked) for asked in bought.values()}
-                again += sum(settings in lost for settings in wanted[row])
-        if again:
-            spent = run.ledger.spent()
-            price = f" for about ${spent['money'] / spent['calls'] * again:.4f}" if spent["money"] else ""
-            raise ChangedError(
-                f"{again} calls of ask {site} ({self.label}) are paid for already, but the prompt or the "
-                f"code changed and they would be bought again{price}; undo the change, or go on with --accept-changes."
-            )
 
     # -- from reply to columns
     def stage(self, run: Run, site: str) -> Table:
@@ -388,13 +358,6 @@ class _Asking:
         }  # fmt: skip
         new |= {f"{stem}_{m}": json.loads(json.dumps(extras[m])) for m in self.meta if m != "finish"}
         return {**row, **new}
-
-
-def _settings(model: str, body: str, salt: str) -> tuple[str, str, str]:
-    """A call without its words: who is asked, how it samples, which salt."""
-    request = json.loads(body)
-    request.pop("messages", None)
-    return model, json.dumps(request, sort_keys=True), salt
 
 
 def _chunks(items: Iterator[str], size: int) -> Iterator[list[str]]:
