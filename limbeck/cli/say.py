@@ -14,9 +14,10 @@ def pilot(
     yield f"pilot: {rows:,} of {of:,} rows; {spent['calls']:,.0f} calls bought now, {paid}"
     calls, low, high = found["calls"]
     rate = f"{calls:,.0f} calls ({low:,.0f} to {high:,.0f}), {_tokens(found['tokens'])}, {_range(found['money'])}"
-    yield f"all {of:,} rows at this rate: {rate}"
-    if ends:
-        yield f"that is {ends}"
+    if ends and "replies" in ends:
+        yield f"no estimate for all rows: the pilot went {ends}"
+    else:
+        yield f"all {of:,} rows at this rate: {rate}" + (f" ({ends})" if ends else "")
     yield "what the pilot bought is kept: the same command without --pilot buys only the rest"
 
 
