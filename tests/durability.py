@@ -22,7 +22,7 @@ IN_FLIGHT = 3 * CONCURRENCY
 def recipe(url: str, directory: Path, rows: int, **options) -> lb.Table:
     """Two asks, the second about the first's replies, and a filter; every third row repeats the words of another."""
     with lb.Run(directory, progress=False, **options):
-        model = lb.models.get("openai/loopback", base_url=url, concurrency=CONCURRENCY)
+        model = lb.models.get("openai/loopback", base_url=url, max_concurrency=CONCURRENCY)
         seeds = lb.Table.from_rows({"prompt": f"question {i % (rows * 2 // 3)}", "id": i} for i in range(rows))
         first = lb.ask(seeds, model, "{prompt}", n=2)
         kept = lb.keep(first, _even)

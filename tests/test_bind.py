@@ -76,9 +76,9 @@ def test_a_config_file_gives_values_of_their_own_types(rows):
 
 def test_options_reach_the_model_and_the_table(rows):
     bound = bind(typed, {"prompts": "hf://a/b", "prompts.split": "test", "teacher": "fake/echo",
-                         "teacher.concurrency": "3", "teacher.price": "1/2"}, "typed")  # fmt: skip
+                         "teacher.max_concurrency": "3", "teacher.price": "1/2"}, "typed")  # fmt: skip
     assert bound["prompts"] == Source("hf://a/b", {"split": "test"})
-    assert bound["teacher"].concurrency == 3 and bound["teacher"].price.output == 2.0
+    assert bound["teacher"].max_concurrency == 3 and bound["teacher"].price.output == 2.0
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_an_endpoint_that_stays_away_ends_with_4(place, call):
 def test_an_interrupt_keeps_what_is_paid_and_ends_with_130(place, sent):
     with loopback(latency=0.3) as server:
         words = ["run", "label", "prompts=p.jsonl", "--rename", "question=prompt", "teacher=openai/m",
-                 f"teacher.base_url={server.url}", "teacher.concurrency=1", "--out", "out"]  # fmt: skip
+                 f"teacher.base_url={server.url}", "teacher.max_concurrency=1", "--out", "out"]  # fmt: skip
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         child = subprocess.Popen([sys.executable, "-m", "limbeck", *words], stderr=subprocess.PIPE, text=True, env=env)
         while server.bought < 2 and child.poll() is None:

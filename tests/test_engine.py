@@ -49,7 +49,7 @@ def test_a_failing_row_does_not_hold_up_the_others(run):
         await asyncio.sleep(0.005)
         return text
 
-    assert len(lb.ask(rows(10), Fake(brain, concurrency=1), "{prompt}")) == 10
+    assert len(lb.ask(rows(10), Fake(brain, max_concurrency=1), "{prompt}")) == 10
     assert (
         order[0] == "question 0" and order.index("question 9") < len(order) - 1 - order[::-1].index("question 0") + 10
     )
@@ -65,14 +65,14 @@ def test_retry_after_pauses_the_whole_endpoint(run, quick):
             raise EndpointFailure("slow down", cause="429", retry_after=0.3)
         return "x"
 
-    lb.ask(rows(5), Fake(brain, concurrency=1), "{prompt}")
+    lb.ask(rows(5), Fake(brain, max_concurrency=1), "{prompt}")
     assert len(times) == 6 and times[1] - times[0] >= 0.29
 
 
 def test_an_endpoint_that_is_away_is_given_up_as_a_whole(run, quick):
     with loopback() as server:
         url = server.url
-    model = lb.models.get("openai/m", base_url=url, retries=2, concurrency=4)
+    model = lb.models.get("openai/m", base_url=url, retries=2, max_concurrency=4)
     started = time.monotonic()
     with pytest.raises(lb.Incomplete, match="calls got no answer"):
         lb.ask(rows(500), model, "{prompt}")
@@ -82,13 +82,13 @@ def test_an_endpoint_that_is_away_is_given_up_as_a_whole(run, quick):
 def test_a_wrong_key_is_not_tried_again(run):
     with loopback(trouble=lambda body, tries: 401) as server:
         with pytest.raises(lb.Incomplete, match="401"):
-            lb.ask(rows(50), lb.models.get("openai/m", base_url=server.url, concurrency=4), "{prompt}")
+            lb.ask(rows(50), lb.models.get("openai/m", base_url=server.url, max_concurrency=4), "{prompt}")
         assert len(server.requests) <= 4
 
 
 def test_concurrency_belongs_to_the_endpoint(run):
     with loopback(latency=0.02) as server:
-        models = [lb.models.get(f"openai/{m}", base_url=server.url, concurrency=5) for m in "ab"]
+        models = [lb.models.get(f"openai/{m}", base_url=server.url, max_concurrency=5) for m in "ab"]
         lb.ask(rows(30), models, "{prompt}")
         assert server.bought == 60 and 4 <= server.most_in_flight <= 5
 
@@ -102,7 +102,7 @@ def test_a_bug_in_a_model_is_shown_and_what_was_bought_is_kept(tmp_path):
             raise ZeroDivisionError("a bug")
         return "x"
 
-    model = Fake(brain, concurrency=1)
+    model = Fake(brain, max_concurrency=1)
     with pytest.raises(ZeroDivisionError), lb.Run(tmp_path, progress=False):
         lb.ask(rows(10), model, "{prompt}")
     with lb.Run(tmp_path, progress=False) as run:
@@ -177,7 +177,7 @@ def test_ctrl_c_drains_keeps_what_came_and_goes_on_later(tmp_path):
     code = (
         "import sys, limbeck as lb\n"
         "with lb.Run(sys.argv[2], progress=False):\n"
-        "    model = lb.models.get('openai/m', base_url=sys.argv[1], concurrency=4)\n"
+        "    model = lb.models.get('openai/m', base_url=sys.argv[1], max_concurrency=4)\n"
         "    lb.ask(lb.Table.from_rows({'prompt': f'question {i}'} for i in range(200)), model, '{prompt}')\n"
     )
     with loopback(latency=0.05) as server:
@@ -224,11 +224,11 @@ def test_failed_tries_cost_no_budget(tmp_path, quick):
         return "x"
 
     with lb.Run(tmp_path, budget="5 calls", progress=False):
-        assert len(lb.ask(rows(5), Fake(brain, concurrency=1), "{prompt}")) == 5
+        assert len(lb.ask(rows(5), Fake(brain, max_concurrency=1), "{prompt}")) == 5
 
 
 def test_a_reply_without_usage_is_counted_as_the_worst(tmp_path):
-    model = Fake(lambda r: lb.Reply("x"), price=Price(1.0, 1.0), concurrency=1)
+    model = Fake(lambda r: lb.Reply("x"), price=Price(1.0, 1.0), max_concurrency=1)
     with pytest.raises(lb.BudgetError), lb.Run(tmp_path, budget="2k tokens", progress=False):
         lb.ask(rows(50), model, "{prompt}", max_tokens=300)
     assert 1 <= model.calls <= 6

@@ -45,7 +45,7 @@ class Brain(Fake):
     """
 
     def __init__(self, name: str, till: dict | None = None):
-        super().__init__(str, name, can=("chat", "logits", "weights"), concurrency=4)
+        super().__init__(str, name, can=("chat", "logits", "weights"), max_concurrency=4)
         self.till = till or {"sold": 0, "dies_after": None}
 
     async def reply(self, request, key):

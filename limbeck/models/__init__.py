@@ -26,7 +26,7 @@ __all__ = ["Model", "Price", "Reply", "Request", "get", "is_model", "providers",
 # Where each provider lives; imported when it is asked for, so that a list of names costs no torch and no aiohttp.
 _BUILT_IN = {"fake": "fake:named", "hf": "hf:HF", "openai": "http:OpenAI", "tiny": "shipped:named"}
 # What `get` sets on every model; none of it changes what a model answers, so none of it is in the digest.
-_COMMON = ("price", "max_output", "concurrency", "retries")
+_COMMON = ("price", "max_output", "max_concurrency", "retries")
 _TOLD = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -34,7 +34,7 @@ def get(name: str, **options: Any) -> Model:
     """Makes the model that `name` ("provider/name") says; loads no weights and sends nothing yet.
 
     Every provider takes `price` (dollars per million tokens, "0.15/0.6" or a pair), `max_output` (tokens, where a
-    request names no max_tokens), `concurrency`, `retries` and `revision`; the others are the provider's own.
+    request names no max_tokens), `max_concurrency`, `retries` and `revision`; the others are the provider's own.
     Raises LimbeckError for an unknown provider or option, with the nearest one that exists.
     """
     provider, _, rest = name.partition("/")

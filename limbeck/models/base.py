@@ -21,6 +21,7 @@ class Request:
     schema: Mapping[str, Any] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     extra: Mapping[str, Any] | None = None  # goes into the body as it is
+    embed: str | None = None  # a text to embed; such a request has no messages
 
     def canonical(self) -> dict[str, Any]:
         """What was set, and nothing else: the part of a call's key that the request makes."""
@@ -42,6 +43,7 @@ class Reply:
     # One entry per token: {"token": str, "logprob": float, "id": int?, "bytes": [int]?, "top": [same, …]?}
     logprobs: list[dict[str, Any]] | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    vector: list[float] | None = None  # of a text that was embedded
 
     def to_json(self) -> dict[str, Any]:
         return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
@@ -62,6 +64,16 @@ class Price:
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
 
+@dataclasses.dataclass(slots=True)
+class Room:
+    """What an endpoint last said it has left: requests and tokens, and the seconds until each is whole again."""
+
+    requests: int | None = None
+    requests_reset: float | None = None
+    tokens: int | None = None
+    tokens_reset: float | None = None
+
+
 class Model:
     """A thing that answers requests. Subclasses set the fields and write `reply`.
 
@@ -72,13 +84,23 @@ class Model:
     name: str
     digest: str
     endpoint: str
-    can: frozenset[str] = frozenset({"chat"})  # of: chat logprobs logits hidden embed weights vision tools
-    concurrency: int = 64
+    can: frozenset[str] = frozenset({"chat"})  # of: chat logprobs logits hidden embed weights vision tools batch
+    max_concurrency: int | None = None  # calls in flight at most; None: as many as the endpoint turns out to take
+    requests_per_second: float | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    room: Room | None = None  # set with each answer, where the endpoint tells
+    terms: str | None = None  # a note on whether its terms allow training on its outputs
     retries: int = 6  # tries after the first one
     price: Price | None = None  # None: unknown
     max_output: int | None = None  # the most tokens it may write when a request names no max_tokens
     limit: int | None = None  # what it caps such a request at by itself: part of the call's key, for it changes replies
     free: ClassVar[bool] = False  # runs here and costs nothing
+
+    @property
+    def replicas(self) -> "tuple[Model, ...]":
+        """The endpoints that serve this model, one Model each, all of one digest: calls go to whichever has room."""
+        return (self,)
 
     async def reply(self, request: Request, key: str) -> Reply:
         """Answers `request` once. `key` (hex) seeds local sampling, so a reply does not depend on its batch.

@@ -26,12 +26,12 @@ class Fake(Model):
         can: Iterable[str] = ("chat",),
         price: Price | None = None,
         revision: str | None = None,
-        concurrency: int = 64,
+        max_concurrency: int = 64,
         retries: int = 6,
         max_output: int | None = None,
     ):
         self.fn, self.name, self.can, self.price = fn, name, frozenset(can), price
-        self.concurrency, self.retries, self.max_output = concurrency, retries, max_output
+        self.max_concurrency, self.retries, self.max_output = max_concurrency, retries, max_output
         self.digest = fingerprint(["fake", name, revision])
         self.endpoint = f"fake:{name}"
         self.calls = 0

@@ -50,7 +50,7 @@ class HF(Model):
 
     can = frozenset({"chat", "logprobs", "logits", "hidden", "weights"})
     free = True
-    concurrency = 2 * _MOST_ROWS
+    max_concurrency: int = 2 * _MOST_ROWS
     retries = 0
 
     def __init__(
@@ -196,7 +196,7 @@ class HF(Model):
         """The requests that wait now, plus those that come within a few milliseconds; None when idle or closed."""
         waiting: list[Job] = []
         with contextlib.suppress(queue.Empty):
-            while len(waiting) < self.concurrency:
+            while len(waiting) < self.max_concurrency:
                 job = self._jobs.get(timeout=_WAIT if waiting else _IDLE)
                 if job is None:
                     if waiting:

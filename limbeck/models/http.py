@@ -123,7 +123,7 @@ class OpenAI(Model):
                 headers["Authorization"] = f"Bearer {self._key}"
             self._loop = loop
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self.concurrency, ttl_dns_cache=300),
+                connector=aiohttp.TCPConnector(limit=self.max_concurrency or 0, ttl_dns_cache=300),
                 timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(30.0, self.timeout)),
                 headers=headers,
                 cookie_jar=aiohttp.DummyCookieJar(),

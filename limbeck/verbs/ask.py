@@ -266,7 +266,7 @@ class _Asking:
             buying = Buying(run.ledger, run.budget, bar)
             widths: dict[str, int] = {}
             for model in self.models:
-                widths[model.endpoint] = max(widths.get(model.endpoint, 1), model.concurrency)
+                widths[model.endpoint] = max(widths.get(model.endpoint, 1), model.max_concurrency or 64)
             lanes = {e: (width, self.jobs(marks, site, e)) for e, width in widths.items()}
             try:
                 wait(buying.all(lanes), buying.interrupt)

@@ -68,7 +68,7 @@ def test_equal_items_are_items_of_their_own(run):
             raise reply
         return reply
 
-    report = evaluate(Fake(brain, "m", concurrency=1), task([ITEMS[0]] * 3))
+    report = evaluate(Fake(brain, "m", max_concurrency=1), task([ITEMS[0]] * 3))
     assert (report.n, report.correct, report.refused) == (3, 1, 1)
     assert len({row["item"] for row in report.rows}) == 3
 

@@ -31,11 +31,11 @@ def test_the_provider_is_what_stands_before_the_first_slash():
 
 
 def test_options_that_every_provider_takes():
-    wanted = {"price": "0.15/0.6", "max_output": 7, "concurrency": 3, "retries": 0}
+    wanted = {"price": "0.15/0.6", "max_output": 7, "max_concurrency": 3, "retries": 0}
     for name in ("openai/m", "fake/echo"):
         model = get(name, **wanted)
         assert model.price == Price(0.15, 0.6)
-        assert (model.max_output, model.concurrency, model.retries) == (7, 3, 0)
+        assert (model.max_output, model.max_concurrency, model.retries) == (7, 3, 0)
         assert get(name).digest == model.digest != get(name, revision="2").digest
 
 
@@ -64,11 +64,11 @@ def test_an_unknown_provider_names_the_nearest():
 def test_an_unknown_option_names_the_nearest():
     assert "'base_url'" in said("openai/m", base_ulr="x")
     assert "'max_output'" in said("openai/m", max_outputs=3)
-    assert "concurrency" in said("fake/echo", zzz=3)  # nothing is near: all of them
+    assert "max_concurrency" in said("fake/echo", zzz=3)  # nothing is near: all of them
     assert "digest" not in said("hf/m", digst="x")
 
 
-@pytest.mark.parametrize("options", [{"concurrency": 0}, {"retries": -1}, {"max_output": "9"}, {"concurrency": True}])
+@pytest.mark.parametrize("options", [{"max_concurrency": 0}, {"retries": -1}, {"max_output": "9"}, {"retries": True}])
 def test_numbers_that_are_none(options):
     assert next(iter(options)) in said("fake/echo", **options)
 

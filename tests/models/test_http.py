@@ -276,7 +276,7 @@ def test_timeout():
 
 def test_connections_are_pooled_up_to_the_concurrency():
     with loopback(latency=0.02) as server:
-        replies = ask(server, times=40, concurrency=5)
+        replies = ask(server, times=40, max_concurrency=5)
     assert server.most_in_flight == 5 and len({r.text for r in replies}) == 40
 
 
@@ -318,7 +318,7 @@ def test_the_digest_is_name_and_revision_alone():
     def digest(name="openai/m", **o):
         return get(name, **{"base_url": "http://a/v1", **o}).digest
 
-    same = digest(base_url="http://b/v1", api_key="k", timeout=3, concurrency=2, retries=0, price="1/1", max_output=5)
+    same = digest(base_url="http://b/v1", api_key="k", timeout=3, max_concurrency=2, retries=0, price="1/1")
     assert same == digest()
     assert len({digest(), digest("openai/n"), digest(revision="r1"), digest(revision="r2")}) == 4
 

@@ -13,7 +13,7 @@ def table(run):
 
 def test_score_is_the_mean_of_the_votes_that_parsed(table):
     said = iter(["Score: 4", "Score: 2", "what?", "Score: 5", "no", "none"])
-    judge = lb.Judge(Fake(lambda r: next(said), concurrency=1), "Rate: {response}", votes=2)
+    judge = lb.Judge(Fake(lambda r: next(said), max_concurrency=1), "Rate: {response}", votes=2)
     judge = lb.Judge(
         judge.who, lb.Prompt("rate", "Rate: {response}", ("response",), "score", lb.parse.get("number")), votes=2
     )
