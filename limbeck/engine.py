@@ -1,38 +1,49 @@
-"""Buys calls: concurrency per endpoint, retries between first tries, the budget before a call, the ledger after it."""
+"""Buys calls: spread over endpoints that can take them, retries between first tries, budget before, ledger after."""
 
 import asyncio
-import contextlib
+import concurrent.futures
 import dataclasses
 import functools
 import heapq
 import itertools
 import random
-import re
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
-from .errors import BudgetError, EndpointFailure, Incomplete, Interrupted, LimbeckError, Refused
+from .budget import Budget
+from .errors import EndpointFailure, Incomplete, Interrupted, LimbeckError, Refused
 from .fingerprint import digest
 from .ledger import Ledger, Record
+from .pace import PUSHES_BACK, Pace
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 LONGEST_PAUSE = 600.0  # an endpoint that asks for more is away
+IN_A_ROW = 3  # failures after which one of several endpoints is set aside
+LONGEST_ASIDE = 60.0
 
 
 @functools.cache
 def loop() -> asyncio.AbstractEventLoop:
     """The one event loop of the process, in a background thread: scripts and notebooks share a synchronous API."""
-    made = asyncio.new_event_loop()
+    try:
+        import uvloop  # a third of a call's cost less, where it is there
+
+        made: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    except ImportError:
+        made = asyncio.new_event_loop()
     threading.Thread(target=made.run_forever, name="limbeck-loop", daemon=True).start()
     return made
 
 
-def wait(work: Coroutine, on_interrupt: Callable[[], None] | None = None) -> Any:
-    """Runs a coroutine on the background loop and waits. Ctrl-C drains what is in flight; a second one gives up."""
-    future = asyncio.run_coroutine_threadsafe(work, loop())
+def start(work: Coroutine) -> concurrent.futures.Future:
+    """Starts a coroutine on the background loop."""
+    return asyncio.run_coroutine_threadsafe(work, loop())
+
+
+def finish(future: concurrent.futures.Future, on_interrupt: Callable[[], None] | None = None) -> Any:
+    """Waits for what was started. Ctrl-C drains what is in flight; a second one gives up."""
     try:
         return future.result()
     except KeyboardInterrupt:
@@ -45,6 +56,11 @@ def wait(work: Coroutine, on_interrupt: Callable[[], None] | None = None) -> Any
         except KeyboardInterrupt:
             future.cancel()
             raise
+
+
+def wait(work: Coroutine, on_interrupt: Callable[[], None] | None = None) -> Any:
+    """Runs a coroutine on the background loop and waits for it, as `finish` does."""
+    return finish(start(work), on_interrupt)
 
 
 @dataclasses.dataclass(slots=True)
@@ -61,75 +77,10 @@ class Job:
     salt: str
     site: str
     row: str
-
-
-class Budget:
-    """A cap in money, calls or tokens over all that a directory ever buys. A call reserves its worst price first."""
-
-    def __init__(self, caps: dict[str, float], spent: dict[str, float]):
-        self.caps, self.spent = caps, dict(spent)
-        self.reserved = dict.fromkeys(("money", "calls", "tokens"), 0.0)
-
-    @staticmethod
-    def parse(text: str | float | None) -> dict[str, float]:
-        """Reads "$5", "5 usd", "100 calls", "1.5M tokens", or several with commas; a bare number is dollars."""
-        caps: dict[str, float] = {}
-        for part in str(text).split(",") if text is not None else ():
-            m = re.fullmatch(r"\s*(\$)?\s*([\d.]+)\s*([kKmM])?\s*(usd|dollars?|calls?|tokens?)?\s*", part)
-            number = float(m[2]) if m and m[2].count(".") < 2 and m[2] != "." else None
-            if m is None or number is None or (m[1] and m[4] not in (None, "usd")):
-                raise LimbeckError(
-                    f"the budget {part.strip()!r} is not understood; write '$5' (the shell wants the single quotes), "
-                    "'100 calls' or '1M tokens'."
-                )
-            number *= {"k": 1e3, "m": 1e6}.get((m[3] or "").lower(), 1)
-            unit = (m[4] or "usd").rstrip("s")
-            caps["calls" if unit == "call" else "tokens" if unit == "token" else "money"] = number
-        return caps
-
-    def worst(self, model: Any, request: Any) -> dict[str, float]:
-        """The most that one call can take. Raises LimbeckError where a cap is set on what has no bound."""
-        need = {"calls": 1.0, "tokens": 0.0, "money": 0.0}
-        if not self.caps.keys() & {"tokens", "money"}:
-            return need
-        prompt = model.prompt_tokens_at_most(request)
-        written = request.max_tokens if request.max_tokens is not None else model.max_output
-        if ("tokens" in self.caps or ("money" in self.caps and not model.free)) and written is None:
-            raise LimbeckError(
-                f"a budget wants to know the most that {model.name!r} may write, and no max_tokens is set; "
-                f"give max_tokens, or the option max_output, or cap the calls."
-            )
-        need["tokens"] = prompt + (written or 0)
-        if "money" in self.caps and not model.free:
-            if model.price is None:
-                raise LimbeckError(
-                    f"a budget in money wants a price, and none is known for {model.name!r}; "
-                    f'give one (price="0.15/0.60", dollars per million tokens in/out), or cap calls or tokens.'
-                )
-            need["money"] = model.price.of(prompt, written)
-        return need
-
-    def reserve(self, need: dict[str, float]) -> bool:
-        for unit, cap in self.caps.items():
-            if self.spent[unit] + self.reserved[unit] + need[unit] > cap * (1 + 1e-9):
-                return False
-        for unit, amount in need.items():
-            self.reserved[unit] += amount
-        return True
-
-    def settle(self, need: dict[str, float], real: dict[str, float] | None) -> None:
-        """Gives a reservation back and books what the call really took (None: nothing was bought)."""
-        for unit, amount in need.items():
-            self.reserved[unit] -= amount
-            self.spent[unit] += (real or {}).get(unit, 0.0)
-
-    def exhausted(self) -> BudgetError:
-        words = {"money": "${:.4f} of ${:g}", "calls": "{:.0f} of {:g} calls", "tokens": "{:.0f} of {:g} tokens"}
-        had = ", ".join(words[u].format(self.spent[u], cap) for u, cap in self.caps.items())
-        return BudgetError(
-            f"the budget is used up: {had}, and the next call may pass it; all replies are kept: "
-            f"run again with a higher --budget to go on, or `limbeck export DIR --partial` for the finished rows."
-        )
+    blobs: dict[str, bytes] = dataclasses.field(default_factory=dict)  # digest -> bytes of the request's images
+    kind: str = "chat"
+    chunk: int = 0  # which part of the rows it belongs to
+    answer: asyncio.Future | None = None  # who waits for just this one: (reply, None) or (None, why it was refused)
 
 
 class Buying:
@@ -143,119 +94,299 @@ class Buying:
         self.retries: Counter[str] = Counter()
         self.served: dict[str, str | None] = {}
         self.bought = 0
-        self.endpoints: list[_Endpoint] = []
+        self.prompt_tokens, self.completion_tokens = 0, 0
+        self.left: Counter[int] = Counter()  # calls of each chunk that are still to come; for whoever reads behind
+        self.moved = threading.Condition()  # told when a chunk is done and when all is over
+        self.over = False
+        self.keep_open = False  # more calls may be put: a talk goes on
+        self._queues: dict[int, _Queue] = {}
+        self._lanes: dict[str, _Lane] = {}
+        self._finished: asyncio.Future | None = None
+
+    # -- how it goes
+    @property
+    def in_flight(self) -> int:
+        return sum(lane.running for lane in self._lanes.values())
+
+    @property
+    def width(self) -> int:
+        """How many calls the endpoints take together now."""
+        return sum(lane.width for lane in self._lanes.values())
 
     def interrupt(self) -> None:
-        self.stopped = self.stopped or Interrupted(
-            "interrupted: the calls in flight were kept; run the same command again to go on."
-        )
-        for endpoint in self.endpoints:
-            endpoint.changed.set()  # nobody waits out a pause for nothing
+        """Starts nothing more. Called on the loop; what is in flight is waited for."""
+        self.stop(Interrupted("interrupted: the calls in flight were kept; run the same command again to go on."))
 
-    async def all(self, endpoints: Mapping[str, tuple[int, Iterable[Job]]]) -> None:
-        """Buys every endpoint's jobs side by side. Raises the first reason that stopped it, after draining."""
-        self.endpoints = [_Endpoint(self, width, iter(jobs)) for width, jobs in endpoints.values()]
-        await asyncio.gather(*(endpoint.run() for endpoint in self.endpoints))
-        await asyncio.get_running_loop().run_in_executor(None, self.ledger.flush)
+    def stop(self, reason: BaseException) -> None:
+        self.stopped = self.stopped or reason
+        self.check_finished()
+
+    # -- the whole of it
+    async def all(self, wanted: Iterable[tuple[Any, Iterable[Job]]]) -> None:
+        """Buys every model's jobs side by side. Raises the first reason that stopped it, after draining."""
+        self._finished = asyncio.get_running_loop().create_future()
+        try:
+            for model, jobs in wanted:
+                self._queue(model, iter(jobs))
+            for lane in self._lanes.values():
+                lane.pump()
+            self.check_finished()
+            await self._finished
+        finally:
+            for lane in self._lanes.values():
+                lane.close()
+            for queue in self._queues.values():
+                queue.abandon(self.stopped or self._incomplete())
+            await asyncio.get_running_loop().run_in_executor(None, self.ledger.flush)
+            with self.moved:
+                self.over = True
+                self.moved.notify_all()
+        for queue in self._queues.values():
+            if (left := queue.left()) and not self.stopped:
+                self.failed["not asked: the endpoint is away"] += left
         if self.stopped:
             raise self.stopped
         if self.failed:
-            causes = ", ".join(f"{n} x {cause}" for cause, n in self.failed.most_common())
-            why = next(iter(self.why.values())).rstrip(". ")
-            raise Incomplete(
-                f"incomplete: {sum(self.failed.values())} calls got no answer ({causes}); {self.bought} were bought "
-                f"and kept. {why}. Once that is mended, the same command asks only for the rest."
-            )
+            raise self._incomplete()
+
+    async def one(self, job: Job) -> tuple[Any, str | None]:
+        """Buys one more call while `all` runs, and returns (reply, None) or (None, why it was refused)."""
+        if self.stopped:
+            raise self.stopped
+        job.answer = asyncio.get_running_loop().create_future()
+        queue = self._queues.get(id(job.model)) or self._queue(job.model, None)
+        queue.put(job)
+        return await job.answer
+
+    def _queue(self, model: Any, jobs: Iterator[Job] | None) -> "_Queue":
+        queue = self._queues[id(model)] = _Queue(model, jobs)
+        for replica in model.replicas:
+            lane = self._lanes.setdefault(replica.endpoint, _Lane(self))
+            lane.models[queue] = replica
+            queue.lanes.append(lane)
+        return queue
+
+    def _incomplete(self) -> Incomplete:
+        causes = ", ".join(f"{n} x {cause}" for cause, n in self.failed.most_common())
+        why = next(iter(self.why.values()), "an endpoint is away").rstrip(". ")
+        return Incomplete(
+            f"incomplete: {sum(self.failed.values())} calls got no answer ({causes}); {self.bought} were bought "
+            f"and kept. {why}. Once that is mended, the same command asks only for the rest."
+        )
+
+    def check_finished(self) -> None:
+        """Ends `all` once nothing is in flight and nothing more can start."""
+        if self._finished is None or self._finished.done() or self.in_flight:
+            return
+        if self.stopped or (not self.keep_open and all(queue.dry() for queue in self._queues.values())):
+            self._finished.set_result(None)
+
+    def done(self, job: Job) -> None:
+        """Counts a call that needs no more waiting for, answered or given up."""
+        self.left[job.chunk] -= 1
+        if not self.left[job.chunk]:
+            with self.moved:
+                self.moved.notify_all()
+
+    def wait_for(self, chunk: int) -> bool:
+        """Blocks until the calls of a chunk are answered or given up; False when all is over. Not on the loop."""
+        with self.moved:
+            while self.left[chunk] and not self.over:
+                self.moved.wait()
+            return not self.left[chunk]
 
 
-class _Endpoint:
-    """The calls to one endpoint: as many at a time as it takes, due retries before first tries, pauses obeyed."""
+class _Queue:
+    """The calls to one model that wait: fresh ones, pulled as they are needed or put by a talk, and due retries."""
 
-    def __init__(self, buying: Buying, width: int, jobs: Iterator[Job]):
-        self.buying, self.width, self.jobs = buying, width, jobs
-        self.retries: list[tuple[float, int, int, Job, float]] = []  # (due, tie-break, attempt, job, first tried)
-        self.order = itertools.count()
-        self.active, self.paused_until, self.last_success = 0, 0.0, 0.0
-        self.away = False
-        self.changed = asyncio.Event()
+    def __init__(self, model: Any, jobs: Iterator[Job] | None):
+        self.model, self.fresh = model, jobs
+        self.put_here: deque[Job] = deque()
+        self.retries: list[tuple[float, int, _Try]] = []
+        self.lanes: list[_Lane] = []
+        self.last_success = 0.0
+        self._order = itertools.count()
 
-    async def run(self) -> None:
-        workers = [asyncio.create_task(self._worker())]
+    def put(self, job: Job) -> None:
+        self.put_here.append(job)
+        for lane in self.lanes:
+            lane.pump()
 
-        def spawn() -> None:
-            if len(workers) < self.width:
-                workers.append(asyncio.create_task(self._worker()))
+    def again(self, again: "_Try", due: float) -> None:
+        heapq.heappush(self.retries, (due, next(self._order), again))
+        for lane in self.lanes:
+            lane.wake(due)
 
-        self.spawn = spawn  # one more worker for as long as there is work for all: three rows open three or four
-        try:
-            while pending := [w for w in workers if not w.done()]:
-                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for worker in workers:
-                worker.result()
-        finally:
-            for worker in workers:
-                worker.cancel()
-        if self.away and not self.buying.stopped:
-            left = len(self.retries) + sum(1 for _ in self.jobs)
-            if left:
-                self.buying.failed["not asked: the endpoint is away"] += left
-
-    def _next(self) -> tuple[int, Job, float] | float | None:
-        """The next try; or how long to wait for one; or None when there is nothing left to do."""
-        now = time.monotonic()
-        if self.buying.stopped or self.away:
-            return None
-        if now < self.paused_until:
-            return self.paused_until - now
+    def take(self, now: float) -> "_Try | None":
+        """The next try that may start now."""
         if self.retries and self.retries[0][0] <= now:
-            _, _, attempt, job, first = heapq.heappop(self.retries)
-            return attempt, job, first
-        fresh = next(self.jobs, None)
-        if fresh is not None:
-            return 0, fresh, now
-        if self.retries:
-            return self.retries[0][0] - now
-        return 60.0 if self.active else None  # a call in flight may yet come back as a retry
+            return heapq.heappop(self.retries)[2]
+        if self.put_here:
+            return _Try(self.put_here.popleft(), 0, now)
+        if self.fresh is not None:
+            job = next(self.fresh, None)
+            if job is not None:
+                return _Try(job, 0, now)
+            self.fresh = None
+        return None
 
-    async def _worker(self) -> None:
-        while (found := self._next()) is not None:
-            if isinstance(found, float):
-                self.changed.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.changed.wait(), found)
-                continue
-            self.active += 1
-            self.spawn()
-            try:
-                await self._try(*found)
-            except LimbeckError as error:
-                self.buying.stopped = self.buying.stopped or error
-            except Exception as error:  # a bug in a model: stop everything, keep what is paid for, show it
-                self.buying.stopped = self.buying.stopped or error
-            finally:
-                self.active -= 1
-                self.changed.set()
-        self.changed.set()
+    def due(self) -> float | None:
+        """When the next retry may start, if there is one."""
+        return self.retries[0][0] if self.retries else None
 
-    async def _try(self, attempt: int, job: Job, first: float) -> None:
-        buying, budget, model = self.buying, self.buying.budget, job.model
+    def dry(self) -> bool:
+        """Whether nothing more will come of it: all is taken, or no endpoint is left to ask."""
+        return not self.lanes or not (self.fresh or self.retries or self.put_here)
+
+    def left(self) -> int:
+        """How many calls were never taken. Uses up the queue."""
+        return len(self.retries) + len(self.put_here) + sum(1 for _ in self.fresh or ())
+
+    def abandon(self, why: BaseException) -> None:
+        """Tells those who wait for a single call that it will not come."""
+        waiting = [*self.put_here, *(t.job for *_, t in self.retries)]
+        for job in waiting:
+            if job.answer is not None and not job.answer.done():
+                job.answer.set_exception(why)
+
+
+@dataclasses.dataclass(slots=True)
+class _Try:
+    job: Job
+    attempt: int
+    first: float  # when it was first tried
+
+
+class _Lane:
+    """One endpoint: the calls in flight there, as many as its pace allows."""
+
+    def __init__(self, buying: Buying):
+        self.buying = buying
+        self.models: dict[_Queue, Any] = {}  # who answers a queue's calls here
+        self.running = 0
+        self.in_a_row = 0  # failures since the last answer
+        self._aside_until, self._asides = 0.0, 0
+        self._timer: asyncio.Handle | None = None
+        self._woken_at = 0.0
+        self._tasks: set[asyncio.Task] = set()
+        self._turn = 0
+
+    @functools.cached_property
+    def pace(self) -> Pace:
+        """What the models asked here allow together: as many calls as any of them, at the slowest rate given."""
+
+        def given(option: str) -> list[Any]:
+            return [v for m in self.models.values() if (v := getattr(m, option)) is not None]
+
+        rates = (given(o) for o in ("requests_per_second", "requests_per_minute", "tokens_per_minute"))
+        return Pace(max(given("max_concurrency"), default=None), *(min(r, default=None) for r in rates))
+
+    @property
+    def width(self) -> int:
+        """How many calls may be in flight: one alone, to see whether it is back, after it was set aside."""
+        return 1 if self._aside_until else self.pace.width
+
+    def pump(self) -> None:
+        """Starts as many calls as there is room and work for."""
+        while self.running < self.width and (found := self._take()) is not None:
+            self.running += 1
+            task = asyncio.get_running_loop().create_task(self._work(*found))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def wake(self, when: float) -> None:
+        """Looks again at `when`, or earlier if that is planned already."""
+        if self._timer is not None:
+            if self._woken_at <= when:
+                return
+            self._timer.cancel()
+        self._woken_at = when
+        self._timer = asyncio.get_running_loop().call_at(when, self._woken)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def _woken(self) -> None:
+        self._timer = None
+        self.pump()
+        self.buying.check_finished()
+
+    def _take(self) -> tuple["_Queue", "_Try"] | None:
+        if self.buying.stopped:
+            return None
+        now = asyncio.get_running_loop().time()
+        hold = max(self._aside_until - now, self.pace.wait(now))
+        if hold > 0:
+            self.wake(now + hold)
+            return None
+        queues = [queue for queue in self.models if self in queue.lanes]
+        if len(queues) > 1:  # in turn
+            self._turn = (self._turn + 1) % len(queues)
+            queues = [*queues[self._turn :], *queues[: self._turn]]
+        try:
+            for queue in queues:
+                if (found := queue.take(now)) is not None:
+                    return queue, found
+        except LimbeckError as error:  # of the code that makes the calls
+            self.buying.stop(error)
+            return None
+        except Exception as error:
+            self.buying.stop(error)
+            return None
+        due = min((d for q in queues if (d := q.due()) is not None), default=None)
+        if due is not None:
+            self.wake(due)
+        return None
+
+    async def _work(self, queue: "_Queue", found: "_Try") -> None:
+        """Makes one call after the other while there is room for this one."""
+        more: tuple[_Queue, _Try] | None = (queue, found)
+        buying = self.buying
+        try:
+            while more is not None:
+                try:
+                    await self._try(*more)
+                except LimbeckError as error:
+                    buying.stop(error)
+                except Exception as error:  # a bug in a model: stop everything, keep what is paid for, show it
+                    buying.stop(error)
+                more = self._take() if self.running <= self.width else None
+                if self.running < self.width:
+                    self.pump()
+        finally:
+            self.running -= 1
+            buying.check_finished()
+
+    async def _try(self, queue: "_Queue", found: "_Try") -> None:
+        buying, budget, model, job = self.buying, self.buying.budget, self.models[queue], found.job
         need = budget.worst(model, job.request)
         while not budget.reserve(need):
             if not budget.reserved["calls"]:  # nothing is in flight that could give some back
-                buying.stopped = buying.stopped or budget.exhausted()
+                self._unanswered(job, budget.exhausted())
+                buying.stop(budget.exhausted())
                 return
             await asyncio.sleep(0.01)  # a call in flight may cost less than it reserved
             if buying.stopped:
+                self._unanswered(job, buying.stopped)
                 return
-        started, real = time.monotonic(), None
+        clock = asyncio.get_running_loop().time
+        pace, started, real = self.pace, clock(), None
+        guess = pace.start(model.prompt_tokens_at_most(job.request) / 4 if pace.counts_tokens else 0.0)
         try:
             reply, refused = await model.reply(job.request, job.key), None
         except Refused as refusal:
             reply, refused = None, str(refusal)
             real = {"calls": 1.0, "tokens": 0.0, "money": 0.0}
         except EndpointFailure as failure:
-            self._failed(failure, attempt, job, first)
+            pace.end(guess, 0)
+            self._failed(failure, queue, found, started, clock())
             return
+        except BaseException as error:
+            self._unanswered(job, error)
+            raise
         else:
             if not reply.prompt_tokens + reply.completion_tokens and not model.free:  # it did not say: count the worst
                 reply.prompt_tokens = int(need["tokens"])
@@ -264,12 +395,27 @@ class _Endpoint:
             real = {"calls": 1.0, "tokens": float(tokens), "money": reply.cost or 0.0}
         finally:
             budget.settle(need, real)
-        self.last_success = time.monotonic()
-        buying.bought += 1
-        key = job.key
+        now = clock()
+        self.in_a_row, self._asides, self._aside_until, queue.last_success = 0, 0, 0.0, now
+        pace.end(guess, real["tokens"])
+        if model.room is not None:
+            pace.told(model.room, now)
+        pace.answered(now, started, reply.completion_tokens if reply else 0, self.running)
+        self._keep(model, job, reply, refused, now - started)
+        buying.progress.advance(money=real["money"])
+        if job.answer is not None and not job.answer.done():
+            job.answer.set_result((reply, refused))
+        buying.done(job)
+
+    def _keep(self, model: Any, job: Job, reply: Any, refused: str | None, seconds: float) -> None:
+        """Hands what was bought to the ledger."""
+        buying, key = self.buying, job.key
         if reply and (wrong := self._wrongly_served(model, reply.served_model)):
-            buying.stopped = buying.stopped or wrong
+            buying.stop(wrong)
             key = digest(job.key, str(reply.served_model))  # paid for and kept, but no answer of the model asked
+        buying.bought += 1
+        buying.prompt_tokens += reply.prompt_tokens if reply else 0
+        buying.completion_tokens += reply.completion_tokens if reply else 0
         buying.ledger.put(
             Record(
                 key=key,
@@ -285,29 +431,53 @@ class _Endpoint:
                 prompt_tokens=reply.prompt_tokens if reply else 0,
                 completion_tokens=reply.completion_tokens if reply else 0,
                 cost=reply.cost if reply else 0.0,
-                seconds=self.last_success - started,
+                seconds=seconds,
                 site=job.site,
                 row=job.row,
+                kind=job.kind,
+                blobs=job.blobs,
             )
         )
-        buying.progress.advance(money=real["money"] if real else 0.0)
 
-    def _failed(self, failure: EndpointFailure, attempt: int, job: Job, first: float) -> None:
-        buying, now = self.buying, time.monotonic()
-        too_long = (failure.retry_after or 0.0) > LONGEST_PAUSE
-        if failure.final or too_long or attempt >= job.model.retries:
-            buying.failed[failure.cause] += 1
-            buying.why[failure.cause] = str(failure)
-            # Nobody got through while this call used up all its tries: the endpoint is away, not this call unlucky.
-            self.away = self.away or failure.final or too_long or self.last_success < first
+    def _failed(self, failure: EndpointFailure, queue: "_Queue", found: "_Try", started: float, now: float) -> None:
+        buying, job = self.buying, found.job
+        if failure.cause in PUSHES_BACK:
+            self.pace.pushed_back(now, started)
+        if self.models[queue].room is not None:
+            self.pace.told(self.models[queue].room, now)
+        pause = failure.retry_after or 0.0
+        too_long = pause > LONGEST_PAUSE
+        if failure.final or too_long:  # nothing more from this endpoint for these calls
+            queue.lanes = [lane for lane in queue.lanes if lane is not self]
+            if queue.lanes:  # another one answers for it
+                buying.retries[failure.cause] += 1
+                buying.progress.advance(0, retries=1)
+                queue.again(found, now)
+                return
+        elif found.attempt < job.model.retries:
+            self.in_a_row += failure.cause not in PUSHES_BACK
+            if self.in_a_row >= IN_A_ROW and len(queue.lanes) > 1 and now >= self._aside_until:
+                self._aside_until, self._asides = now + min(2.0**self._asides, LONGEST_ASIDE), self._asides + 1
+            buying.retries[failure.cause] += 1
+            buying.progress.advance(0, retries=1)
+            backoff = min(FIRST_BACKOFF * 2**found.attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
+            if pause:
+                self.pace.pause(now + pause)
+            # Another endpoint may take it at once; where this is the only one, it waits at least as long as was asked.
+            alone = len(queue.lanes) == 1
+            queue.again(_Try(job, found.attempt + 1, found.first), now + max(backoff, pause if alone else 0.0))
             return
-        buying.retries[failure.cause] += 1
-        buying.progress.advance(0, retries=1)
-        pause = min(FIRST_BACKOFF * 2**attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
-        if failure.retry_after is not None:
-            pause = max(pause, failure.retry_after)
-            self.paused_until = max(self.paused_until, now + failure.retry_after)
-        heapq.heappush(self.retries, (now + pause, next(self.order), attempt + 1, job, first))
+        buying.failed[failure.cause] += 1
+        buying.why[failure.cause] = str(failure)
+        self._unanswered(job, failure)
+        if queue.last_success < found.first:
+            # Nobody got through while this call used up all its tries: the endpoint is away, not this call unlucky.
+            queue.lanes = []
+        buying.done(job)
+
+    def _unanswered(self, job: Job, why: BaseException) -> None:
+        if job.answer is not None and not job.answer.done():
+            job.answer.set_exception(why)
 
     def _wrongly_served(self, model: Any, served: str | None) -> LimbeckError | None:
         if served is None:

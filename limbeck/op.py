@@ -7,8 +7,8 @@ import json
 import pickle
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ def row_stage(
 
     def write(writer: store.Writer, rejects: store.Writer, seen: Counter, digests: bytearray) -> None:
         before = dict.fromkeys(rows.columns)
-        held: list[tuple[int, Row]] = []
+        held: deque[tuple[int, Row]] = deque()
 
         def watched() -> Iterator[tuple[int, Row]]:
             for i, row in enumerate(rows.tracked()):
@@ -61,14 +61,15 @@ def row_stage(
                 seen["in"] += 1
                 yield i, row
 
-        for made in generate(watched()):
+        def kept(made: Made) -> None:
+            nonlocal digests
             while held[0][0] < made.parent:
-                held.pop(0)
+                held.popleft()
             parent = held[0][1]
             if isinstance(made.result, Reject):
                 seen[made.result.reason] += 1
                 rejects.add(_rejected(parent, made.result.reason, [parent["_row"]], made.calls, made.detail))
-                continue
+                return
             row = made.result
             new = {k: v for k, v in row.items() if k not in store.RESERVED and not (k in before and parent.get(k) is v)}
             new |= {k: None for k in before if k in parent and k not in row}
@@ -84,6 +85,14 @@ def row_stage(
             if made.calls:
                 new["_call"] = list(made.calls)
             writer.add(new)
+
+        found = iter(generate(watched()))
+        try:
+            for made in found:
+                kept(made)
+        finally:  # an interrupt here ends what it was doing
+            if isinstance(found, Generator):
+                found.close()
 
     key = digest(name, "row", code, fingerprint(parameters, name), rows.digest)
     return _stage(name, key, "row", (rows,), parameters, write, lambda path: Stage(path, (rows,)))

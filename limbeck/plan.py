@@ -27,8 +27,8 @@ class Plan:
         with contextlib.suppress(Stopped):
             return recipe()
 
-    def ask(self, asking: Any, run: Run, site: str) -> Table:
-        return asking.stage(run, site)
+    def ask(self, purchase: Any) -> Table:
+        return purchase.stage()
 
     def holds(self, rows: Table) -> bool:
         """Whether `rows` are, or come from, stand-ins for what was not bought."""
@@ -101,23 +101,25 @@ class DryRun(Plan):
         if self.holds(rows):
             self.unbounded = self.unbounded or "the recipe looks at replies to decide how often it asks"
 
-    def ask(self, asking: Any, run: Run, site: str) -> Table:
+    def ask(self, purchase: Any) -> Table:
         """Counts what this ask may take and returns its stand-in rows."""
+        asking, run, site = purchase.asking, purchase.run, purchase.site
         if self._many(asking.rows):
             self.unbounded = self.unbounded or "a reply may become several rows"
         if self.unbounded:
             raise Stopped(self.unbounded)
         real = not self.holds(asking.rows)
-        for model in asking.models:  # a cap on what has no bound is as wrong here as in the run
-            first = next((request for _, _, asked, request, *_ in asking.requests() if asked is model), None)
-            if first is not None:
-                run.budget.worst(model, first)
+        first = next((row for _, row, _ in purchase.rows()), None)
+        for model, request, *_ in asking.said(first) if first is not None else ():
+            run.budget.worst(model, request)  # a cap on what has no bound is as wrong here as in the run
+        if real:
+            purchase.look_up()
         limit = asking.sampling["max_tokens"]
         found: dict[str, Any] = {"site": site, "prompt": asking.label, "models": [m.name for m in asking.models]}
         found |= {"calls": 0, "replayed": 0, "money": 0.0, "tokens": 0.0}
-        for _, _, model, request, _, words, occurrence in asking.requests():
-            held = len(run.ledger.have(asking.keys(words, occurrence))) if real else 0
-            need = asking.n - held
+        for model, request, calls in purchase.requests():
+            need = sum(purchase.lacks[calls.start : calls.stop]) if real else asking.n
+            held = asking.n - need
             found["replayed"] += held
             found["calls"] += need
             if not need:
@@ -206,17 +208,17 @@ class Pilot(Plan):
         self.ends = "up to the first training; what is asked after it is not in this"
         raise Stopped(self.ends)
 
-    def ask(self, asking: Any, run: Run, site: str) -> Table:
+    def ask(self, purchase: Any) -> Table:
         if self.looks:
             self.ends = "up to where the recipe looks at replies to decide how often it asks; cap the run with --budget"
             raise Stopped(self.ends)
-        made: Any = asking.stage(run, site)
+        made: Any = purchase.stage()
         self.made.add(made.name)
         calls: dict[str, None] = {}
         for name in ("rows.parquet", "rejects.parquet"):
             for row in store.read(made.path / name, ["_call"]):
                 calls.update(dict.fromkeys(row.get("_call") or ()))
-        self.keys[site] = list(calls)
+        self.keys[purchase.site] = list(calls)
         return made
 
     def estimate(self, ledger: Any, rows: int, of: int) -> dict[str, Any]:
@@ -258,15 +260,14 @@ class Salvage(Plan):
         self.rows: Table | None = None
         self.partial: list[str] = []
 
-    def ask(self, asking: Any, run: Run, site: str) -> Table:
-        if not asking.missing(run)[1]:
-            made = asking.stage(run, site)
+    def ask(self, purchase: Any) -> Table:
+        asking, site = purchase.asking, purchase.site
+        if not purchase.look_up():
+            made = purchase.stage()
         else:
             self.partial.append(f"{site} ({asking.label})")
-            finished = (
-                m.result for m in asking.read(run, enumerate(asking.rows.tracked())) if isinstance(m.result, dict)
-            )
-            made = Table.from_rows(({k: v for k, v in r.items() if k != "_row"} for r in finished), name="finished")
+            finished = ({k: v for k, v in r.items() if k != "_row"} for r in purchase.finished())
+            made = Table.from_rows(finished, name="finished")
             if not made.size:
                 raise Stopped(f"nothing is finished of ask {site}.")
         self.rows = made

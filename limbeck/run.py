@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import engine, table
+from .budget import Budget
 from .errors import LimbeckError
 from .ledger import Ledger
 from .progress import Progress
@@ -55,7 +56,7 @@ class Run:
         progress: bool | None = None,
     ):
         self.dir = Path(directory)
-        self.caps = engine.Budget.parse(budget)
+        self.caps = Budget.parse(budget)
         self.reuse = [Path(r) for r in reuse]
         self.accept_changes = accept_changes
         self.progress = sys.stderr.isatty() if progress is None else progress
@@ -77,7 +78,7 @@ class Run:
         self._lock = lock(self.dir)
         self.store = Store(self.dir / "stages")
         self.ledger = Ledger(self.dir / "ledger")
-        self.budget = engine.Budget(self.caps, self.ledger.spent())
+        self.budget = Budget(self.caps, self.ledger.spent())
         self._events = (self.dir / "events.jsonl").open("a+", encoding="utf-8")
         if not _ends_well(self.dir / "events.jsonl"):
             self._events.write("\n")  # a kill cut the last line short

@@ -248,7 +248,7 @@ def test_ctrl_c_does_not_wait_out_a_pause(run):
         buying = engine.Buying(run.ledger, run.budget, run.bar("x", 1))
         request = lb.Request(messages=[{"role": "user", "content": "x"}])
         job = engine.Job(Fake(brain), request, "k", "w", "{}", 0, 0, "0", "1:ask", "r")
-        work = aio.create_task(buying.all({"fake": (1, [job])}))
+        work = aio.create_task(buying.all([(job.model, [job])]))
         await aio.sleep(0.2)
         buying.interrupt()
         with pytest.raises(lb.errors.Interrupted):

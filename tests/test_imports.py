@@ -13,9 +13,9 @@ import limbeck
 HOME = Path(limbeck.__file__).parent
 LAYERS = [
     {"errors"},
-    {"fingerprint", "parse", "physical", "progress"},
-    {"checks", "ledger", "prompt", "recipe", "readers", "similar", "store", "table"},
-    {"engine", "op", "plan", "run", "trace"},
+    {"disk", "fingerprint", "parse", "physical", "progress"},
+    {"checks", "ledger", "pictures", "schema", "prompt", "recipe", "readers", "similar", "store", "table"},
+    {"budget", "pace", "engine", "op", "plan", "run", "trace"},
     {"models"},
     {"judges", "verbs"},
     {"losses"},

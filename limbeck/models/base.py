@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from .. import pictures
+
 Message = Mapping[str, Any]  # {"role": ..., "content": str | parts}, as the chat APIs name it
 
 
@@ -25,7 +27,10 @@ class Request:
 
     def canonical(self) -> dict[str, Any]:
         """What was set, and nothing else: the part of a call's key that the request makes."""
-        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+        told = {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+        if any(type(m.get("content")) is list for m in self.messages):
+            told["messages"] = pictures.by_digest(self.messages)
+        return told
 
 
 @dataclasses.dataclass(slots=True)
@@ -53,14 +58,36 @@ class Reply:
         return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data})
 
 
+def in_words(request: Request) -> Request:
+    """Says the request's schema at the end of its last user turn: for models that take no schema any other way."""
+    if request.schema is None:
+        return request
+    schema = json.dumps(request.schema, ensure_ascii=False, default=_plain)
+    words = f"Answer with one JSON value and no other text. It must be valid under this JSON Schema:\n{schema}"
+    turns = list(request.messages)
+    at = next((i for i in range(len(turns) - 1, -1, -1) if turns[i].get("role") == "user"), None)
+    if at is None:
+        turns.append({"role": "user", "content": words})
+    else:
+        said = turns[at].get("content") or ""
+        more = f"{said}\n\n{words}" if isinstance(said, str) else [*said, {"type": "text", "text": words}]
+        turns[at] = {**turns[at], "content": more}
+    return dataclasses.replace(request, messages=turns, schema=None)
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else list(value)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Price:
-    """Dollars per million tokens."""
+    """Dollars per million tokens; `batch` is the share of it that a provider's batch API takes."""
 
     input: float
     output: float
+    batch: float = 0.5
 
-    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def of(self, prompt_tokens: float, completion_tokens: float) -> float:
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
 
@@ -121,8 +148,10 @@ class Model:
         for message in request.messages:
             content = message.get("content") or ""
             parts = [content] if isinstance(content, str) else [str(p.get("text", "")) for p in content]
-            total += 16 + sum(len(p.encode()) for p in parts)
-        return total
+            total += 16 + sum(len(p.encode("utf-8", "replace")) for p in parts)
+        if request.schema is not None:
+            total += 128  # the words that `in_words` puts before it
+        return total + len((request.embed or "").encode("utf-8", "replace"))
 
     async def close(self) -> None:
         """Gives back connections or memory. Called once, when the run closes."""

@@ -4,27 +4,28 @@ import json
 from typing import Any
 
 from ..errors import ChangedError
-from ..run import Run
 
 
-def stop_if_changed(asking: Any, run: Run, marks: bytearray, site: str) -> None:
+def stop_if_changed(purchase: Any) -> None:
     """Stops where what was paid for here would be bought again because a prompt or the code changed.
 
     That is: at this place in the recipe, the same model was asked about the same row before, with the same settings
     and salt, and nothing of what is asked about it now is held. Another model, temperature, salt or a larger `n`
     is the user's wish, and buys.
     """
-    if run.accept_changes:
+    asking, run, site = purchase.asking, purchase.run, purchase.site
+    if run.accept_changes or not run.ledger.calls_at(site):
         return
     wanted: dict[str, list[tuple]] = {}
-    for job in asking.jobs(marks, site):
-        wanted.setdefault(job.row, []).append(_settings(job.model.digest, job.body, job.salt))
+    for which in range(len(asking.models)):
+        for job in purchase.jobs(which):
+            wanted.setdefault(job.row, []).append(_settings(job.model.digest, job.body, job.salt))
     now: dict[str, set[str]] = {}
     digests = asking.rows.row_digests
-    for index, *_, words, occurrence in asking.requests():
+    for index, _, first in purchase.rows():
         row = digests[16 * index : 16 * index + 16].hex()
         if row in wanted:
-            now.setdefault(row, set()).update(asking.keys(words, occurrence))
+            now.setdefault(row, set()).update(purchase.key(first + i) for i in range(purchase.each))
     again = 0
     for row, bought in run.ledger.bought_before(site, set(wanted)).items():
         if not now[row] & bought.keys():
