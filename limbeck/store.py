@@ -1,23 +1,26 @@
 """stages/<name>/: what a stage made, committed by one atomic rename, and the writer that settles column types."""
 
 import contextlib
-import fcntl
 import json
-import os
 import pickle
 import shutil
+import sys
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import physical
+from .disk import aside, lock, sync
 from .errors import LimbeckError
 
 BATCH = 8192  # rows in memory at a time
+SUMS = "sums.json"  # beside a stage's files: each one's size and the checksum of its end
+_END = 1 << 20  # bytes: all of meta.json, and a Parquet file's footer; the pages before it have checksums of their own
 # What the store keeps beside the data. `_digest`: the row's hash. `_parent`: the index of the input row.
 # `_changed`: which of the parent's columns this stage replaced. `_from`: lineage ids. `_call`: ledger keys.
 RESERVED = {
@@ -76,7 +79,7 @@ class Writer:
             for name in self.kinds
         ]
         schema = pa.schema(fields)
-        with pq.ParquetWriter(self.path, schema, compression="zstd") as out:
+        with pq.ParquetWriter(self.path, schema, compression="zstd", write_page_checksum=True) as out:
             for rows in self._batches():
                 arrays = [physical.to_array([r.get(f.name) for r in rows], f) for f in fields]
                 out.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
@@ -87,23 +90,29 @@ class Writer:
 
 
 def read(path: Path, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Streams the rows of a Parquet file as dicts, None for absent; `columns` limits what is read."""
-    with pq.ParquetFile(path) as file:
-        wanted = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
-        for batch in file.iter_batches(BATCH, columns=wanted):
-            names = batch.schema.names
-            decoded = [physical.from_array(batch.column(i), batch.schema.field(i)) for i in range(len(names))]
-            for values in zip(*decoded, strict=True):
-                yield dict(zip(names, values, strict=True))
+    """Streams the rows of a Parquet file as dicts, None for absent; `columns` limits what is read.
 
-
-def sync(path: Path) -> None:
-    """Makes a file or a directory's entries durable."""
-    fd = os.open(path, os.O_RDONLY)
+    Raises LimbeckError for a damaged file. If it is of a stage, that is set aside and made anew by the next run.
+    """
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            wanted = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
+            for batch in file.iter_batches(BATCH, columns=wanted):
+                names = batch.schema.names
+                decoded = [physical.from_array(batch.column(i), batch.schema.field(i)) for i in range(len(names))]
+                for values in zip(*decoded, strict=True):
+                    yield dict(zip(names, values, strict=True))
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())
+        if not (path.parent / "meta.json").exists():
+            raise LimbeckError(f"{path} cannot be read, it may be damaged: {why}") from None
+        kept = _set_aside(path.parent)
+        raise LimbeckError(
+            f"the stage {path.parent} was damaged ({path.name}: {why}): it was set aside as {kept}; run again to go "
+            f"on: it is made anew from the replies that the ledger holds."
+        ) from None
 
 
 class Store:
@@ -118,8 +127,13 @@ class Store:
         return self.root / name
 
     def has(self, name: str) -> bool:
+        """Whether a stage is there and whole. A damaged one is set aside, and said: its maker makes it anew."""
         self.used.setdefault(name)
-        return (self.root / name / "meta.json").exists()
+        stage = self.root / name
+        if why := damage(stage):
+            kept = _set_aside(stage)
+            print(f"the stage {stage} was damaged ({why}) and set aside as {kept}; it is made anew.", file=sys.stderr)
+        return (stage / "meta.json").exists()
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -134,6 +148,7 @@ class Store:
         """Makes a scratch directory durable and gives it its name, in one rename. Returns the stage's path."""
         self.used.setdefault(name)
         final = self.root / name
+        (scratch / SUMS).write_text(json.dumps({f.name: _sum(f) for f in sorted(scratch.iterdir())}))
         for file in scratch.iterdir():
             sync(file)
         sync(scratch)
@@ -143,22 +158,37 @@ class Store:
         return final
 
 
-def lock(directory: Path) -> IO[str]:
-    """Takes a run directory for this process until the file that it returns is closed; raises where another has it."""
-    held = (directory / ".lock").open("a+")
+def damage(stage: Path) -> str | None:
+    """What is wrong with a stage's files; None for a whole stage, or for none at all. Costs no reading of the rows."""
+    if not stage.is_dir():
+        return None
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        held.seek(0)
-        holder = held.read().strip() or "unknown"
-        held.close()
-        raise LimbeckError(
-            f"another process (pid {holder}) is working in {directory}; wait for it, or choose another directory."
-        ) from None
-    held.truncate(0)
-    held.write(str(os.getpid()))
-    held.flush()
-    return held
+        if (stage / SUMS).exists():
+            sums = json.loads((stage / SUMS).read_text())
+            return next((f"{name} has changed" for name, told in sums.items() if _sum(stage / name) != told), None)
+        if not isinstance(meta(stage), dict):  # of an earlier version, without checksums
+            return "meta.json holds no record"
+        for file in stage.glob("*.parquet"):
+            pq.read_metadata(file)
+    except FileNotFoundError as error:
+        return f"{Path(error.filename or SUMS).name} is missing"
+    except (pa.ArrowException, OSError, ValueError, AttributeError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def _sum(file: Path) -> list[int]:
+    """A file's size and the checksum of its end."""
+    with file.open("rb") as data:
+        size = data.seek(0, 2)
+        data.seek(max(0, size - _END))
+        return [size, zlib.crc32(data.read())]
+
+
+def _set_aside(stage: Path) -> str:
+    kept = aside(stage)
+    stage.rename(kept)
+    return kept.name
 
 
 def meta(stage: Path) -> dict[str, Any]:

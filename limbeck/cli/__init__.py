@@ -1,4 +1,4 @@
-"""The command line: `limbeck quickstart | run | export | methods | show | trace | gc | serve | report`.
+"""The command line: `limbeck quickstart | run | export | methods | show | trace | gc | ledger | serve | report`.
 
 Only Typer is imported here: `limbeck --help` must answer at once, so each command imports what it needs.
 """
@@ -133,6 +133,19 @@ def gc(
 
     freed, removed = it(directory, tuple(model or ()))
     typer.echo(f"freed {freed / 1e6:.1f} MB: {', '.join(removed) or 'nothing to remove'}")
+
+
+@app.command()
+def ledger(
+    directory: Annotated[Path, typer.Argument(help="A run directory; a run may be going on in it.")],
+    out: Annotated[Path | None, typer.Option(help="Write every call to this Parquet file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Say what was bought, from whom and for how much; write all calls to a Parquet file."""
+    from .ledger import ledger as it
+
+    with _ended(out):
+        it(directory, out, as_json)
 
 
 @app.command()

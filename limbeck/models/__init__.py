@@ -1,8 +1,9 @@
 """Makes models out of their names: `get("provider/name", **options)`.
 
 The provider is the text before the first slash: `openai/NAME` (any OpenAI-compatible server, by `base_url`),
-`hf/org/name` or `hf/./dir`, `tiny/teacher`, `tiny/student`, `fake/echo`. Other packages add providers through the
-entry-point group `limbeck.models`: a callable (name, **options) -> Model, whose keywords are its options.
+`anthropic/NAME`, `gemini/NAME`, `litellm/NAME`, `hf/org/name` or `hf/./dir`, `tiny/teacher`, `tiny/student`,
+`fake/echo`. Other packages add providers through the entry-point group `limbeck.models`: a callable
+(name, **options) -> Model, whose keywords are its options.
 """
 
 import difflib
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LimbeckError
 from .base import Model, Price, Reply, Request
+from .terms import note
 
 if TYPE_CHECKING:
     from .hf import HF
@@ -24,9 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Price", "Reply", "Request", "get", "is_model", "providers", "trained"]
 
 # Where each provider lives; imported when it is asked for, so that a list of names costs no torch and no aiohttp.
-_BUILT_IN = {"fake": "fake:named", "hf": "hf:HF", "openai": "http:OpenAI", "tiny": "shipped:named"}
+_BUILT_IN = {
+    "anthropic": "anthropic:Anthropic",
+    "fake": "fake:named",
+    "gemini": "gemini:Gemini",
+    "hf": "hf:HF",
+    "litellm": "litellm:LiteLLM",
+    "openai": "openai:OpenAI",
+    "tiny": "shipped:named",
+}
 # What `get` sets on every model; none of it changes what a model answers, so none of it is in the digest.
-_COMMON = ("price", "max_output", "max_concurrency", "retries")
+_COUNTS = {"max_output": 1, "max_concurrency": 1, "retries": 0}  # and the least that makes sense
+_RATES = ("requests_per_second", "requests_per_minute", "tokens_per_minute")
+_COMMON = ("price", "terms", *_COUNTS, *_RATES)
 _TOLD = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -34,8 +46,10 @@ def get(name: str, **options: Any) -> Model:
     """Makes the model that `name` ("provider/name") says; loads no weights and sends nothing yet.
 
     Every provider takes `price` (dollars per million tokens, "0.15/0.6" or a pair), `max_output` (tokens, where a
-    request names no max_tokens), `max_concurrency`, `retries` and `revision`; the others are the provider's own.
-    Raises LimbeckError for an unknown provider or option, with the nearest one that exists.
+    request names no max_tokens), `max_concurrency` (calls in flight; by default as many as the endpoint takes),
+    `requests_per_second`, `requests_per_minute`, `tokens_per_minute` (each for one endpoint), `retries`, `terms` (a
+    note of your own on what its outputs may be used for; "" for none) and `revision`; the others are the provider's
+    own. Raises LimbeckError for an unknown provider or option, with the nearest one that exists.
     """
     provider, _, rest = name.partition("/")
     if provider not in providers() or not rest:
@@ -50,14 +64,19 @@ def get(name: str, **options: Any) -> Model:
     model = make(rest, **own)
     if options.get("price") is not None:
         model.price = as_price(options["price"])
-    for option in _COMMON[1:]:
+    model.terms = note(provider, rest) if options.get("terms") is None else str(options["terms"]) or None
+    for option, least in _COUNTS.items():
         if (value := options.get(option)) is not None:
-            least = 0 if option == "retries" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise LimbeckError(f"{name} wants {option} as a whole number of at least {least}; it got {value!r}.")
             setattr(model, option, value)
             if option == "max_output":
                 model.limit = value  # a bound on the price is none unless it is sent
+    for option in _RATES:
+        if (value := options.get(option)) is not None:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise LimbeckError(f"{name} wants {option} as a number of more than 0; it got {value!r}.")
+            setattr(model, option, float(value))
     return model
 
 

@@ -1,16 +1,16 @@
 """Writes continuations for a batch of token sequences with a causal language model of transformers.
 
 Its own loop rather than `model.generate`, because a reply must not depend on the batch that it was made in: each row
-draws from its own seed, nothing is inherited from the checkpoint's `generation_config`, and finished rows leave.
+draws from its own seed, nothing is inherited from the checkpoint's `generation_config`, and rows join and leave.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+
+from .cache import memory
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +33,120 @@ class Written:
     finish: str = "length"  # stop | length
 
 
-@torch.no_grad()
+class Row:
+    """One prompt (token ids, at least one) and what is written for it, from a seed of its own."""
+
+    def __init__(
+        self, prompt: Sequence[int], seed: int, how: Sampling, stopped: Callable[[list[int]], bool] | None = None
+    ):
+        self.prompt, self.seed, self.how, self.stopped = prompt, seed, how, stopped
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets what was written: the same is written again."""
+        self.written = Written()
+        self.chances = chances(self.seed)
+        self.done = False
+
+    @property
+    def last(self) -> int:
+        return self.written.ids[-1] if self.written.ids else self.prompt[-1]
+
+
+class Batch:
+    """Rows that are written side by side, one token of each at every step; rows may join between steps.
+
+    The same prompt, seed and sampling give the same tokens in any batch, up to rounding near a tie. A row ends
+    at a token of `ends`, when its `stopped(ids so far)` says so, or after `max_tokens`.
+    """
+
+    def __init__(self, model: Any, ends: Collection[int]):
+        self.ends, self.memory = ends, memory(model)
+        self.rows: list[Row] = []  # those that are done leave a little later
+        self.picking = Picking((), model.device)
+
+    @property
+    def open(self) -> bool:
+        """Whether rows can join now."""
+        return self.memory.joins or self.unfinished == 0
+
+    @property
+    def unfinished(self) -> int:
+        return sum(not row.done for row in self.rows)
+
+    @torch.no_grad()
+    def join(self, rows: Sequence[Row]) -> None:
+        """Reads the rows' prompts; the next step writes their first tokens."""
+        self._leave()
+        self.memory.add([row.prompt for row in rows])
+        self.rows += rows
+        self.picking = Picking([row.how for row in self.rows], self.picking.device)
+
+    @torch.no_grad()
+    def step(self) -> list[Row]:
+        """Writes one token of every row and gives the rows that are done with it."""
+        if 8 * self.unfinished <= 7 * len(self.rows):  # leaving copies other rows, staying is a row's work for nothing
+            self._leave()
+        logits_bv = self.memory.forward([row.last for row in self.rows])
+        chances = [next(row.chances) for row in self.rows] if self.picking.hot else []
+        finished = []
+        for row, token, logp, top in zip(self.rows, *self.picking.pick(logits_bv, chances), strict=True):
+            if row.done:
+                continue
+            w = row.written
+            w.ids.append(token)
+            w.logprobs.append(logp)
+            if row.how.top:
+                w.top.append(top[: row.how.top])
+            if token in self.ends or (row.stopped is not None and row.stopped(w.ids)):
+                w.finish = "stop"
+            elif len(w.ids) < row.how.max_tokens:
+                continue
+            row.done = True
+            finished.append(row)
+        return finished
+
+    def _leave(self) -> None:
+        """Lets rows that are done go; rows from the end take their places."""
+        left = self.unfinished
+        if left < len(self.rows):
+            movers = (i for i in range(left, len(self.rows)) if not self.rows[i].done)
+            order = [next(movers) if self.rows[i].done else i for i in range(left)]
+            self.memory.keep(order)
+            self.rows = [self.rows[i] for i in order]
+            self.picking = Picking([row.how for row in self.rows], self.picking.device)
+
+
+class Picking:
+    """Picks a batch's next tokens, each row's in its own way."""
+
+    def __init__(self, hows: Sequence[Sampling], device: Any):
+        self.device = device
+        self.hot = any(how.temperature > 0 for how in hows)  # a greedy row draws nothing
+        self.top = max((how.top for how in hows), default=0)
+        self.greedy_b = torch.tensor([how.temperature <= 0 for how in hows], device=device)
+        self.temperature_b1 = torch.tensor([[how.temperature or 1.0] for how in hows], device=device)
+        nuclei = [how.top_p if how.temperature > 0 and how.top_p < 1 else torch.inf for how in hows]
+        self.top_p_b1 = torch.tensor(nuclei, device=device)[:, None] if min(nuclei, default=1) < 1 else None
+
+    def pick(
+        self, logits_bv: torch.Tensor, chances: Sequence[float]
+    ) -> tuple[list[int], list[float], list[list[tuple[int, float]]]]:
+        """Gives each row's token, its log-probability, and the likeliest (token, log-probability) where a row asks."""
+        picked_b = logits_bv.argmax(-1)
+        if self.hot:
+            chance_b = torch.tensor(chances, dtype=torch.float64, device=self.device)
+            drawn_b = draw(logits_bv / self.temperature_b1, chance_b, self.top_p_b1)
+            picked_b = torch.where(self.greedy_b, picked_b, drawn_b)
+        logz_b1 = logits_bv.logsumexp(-1, keepdim=True)
+        logp_b = (logits_bv.gather(-1, picked_b[:, None]) - logz_b1)[:, 0]
+        tops: list[list[tuple[int, float]]] = [[]] * len(logits_bv)
+        if self.top:
+            top_bk, ids_bk = (logits_bv - logz_b1).topk(min(self.top, logits_bv.shape[-1]), dim=-1)
+            tops = [list(zip(i, p, strict=True)) for i, p in zip(ids_bk.tolist(), top_bk.tolist(), strict=True)]
+        return picked_b.tolist(), logp_b.tolist(), tops
+
+
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -42,98 +155,36 @@ def generate(
     ends: Collection[int],
     stopped: Callable[[list[int]], bool] | None = None,
 ) -> Iterator[tuple[int, Written]]:
-    """Yields (row, Written) for each prompt (token ids, at least one), in the order in which the rows finish.
-
-    A row ends at a token of `ends`, when `stopped(its ids so far)` says so, or after `max_tokens`. `seeds` are the
-    rows' own: the same prompt, seed and sampling give the same tokens in any batch, up to rounding near a tie.
-    """
-    device = model.device
-    ids_bt, mask_bt = pad_left(prompts, device)
-    padded = not bool(mask_bt.all())
-    takes = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in takes else {})
-    position_bt = positions(mask_bt)
-    uniform_bt = _uniform(seeds, sampling, device)
-    alive = list(range(len(prompts)))  # the row behind each place of the batch
-    done = [False] * len(prompts)
-    written = [Written() for _ in prompts]
-    cache: Any = DynamicCache(config=model.config)
-    for step in range(sampling.max_tokens):
-        if "position_ids" in takes:
-            options["position_ids"] = position_bt
-        out = model(input_ids=ids_bt, attention_mask=mask_bt if padded else None, past_key_values=cache, **options)
-        cache = out.past_key_values
-        logits_bv = out.logits[:, -1].float()
-        greedy = sampling.temperature <= 0
-        picked_b = logits_bv.argmax(-1) if greedy else _draw(logits_bv, uniform_bt[:, step], sampling)
-        logz_b1 = logits_bv.logsumexp(-1, keepdim=True)
-        logp_b = (logits_bv.gather(-1, picked_b[:, None]) - logz_b1)[:, 0]
-        if sampling.top:
-            top_bk, top_ids_bk = (logits_bv - logz_b1).topk(min(sampling.top, logits_bv.shape[-1]), dim=-1)
-            tops = [list(zip(i, p, strict=True)) for i, p in zip(top_ids_bk.tolist(), top_bk.tolist(), strict=True)]
-        for place, (token, logp) in enumerate(zip(picked_b.tolist(), logp_b.tolist(), strict=True)):
-            if done[row := alive[place]]:
-                continue
-            w = written[row]
-            w.ids.append(token)
-            w.logprobs.append(logp)
-            if sampling.top:
-                w.top.append(tops[place])
-            if token in ends or (stopped is not None and stopped(w.ids)):
-                w.finish = "stop"
-            elif step + 1 < sampling.max_tokens:
-                continue
-            done[row] = True
-            yield row, w
-        left = [place for place, row in enumerate(alive) if not done[row]]
-        if not left:
-            return
-        ids_bt, position_bt = picked_b[:, None], position_bt[:, -1:] + 1
-        if len(left) <= len(alive) * 7 / 8:  # leaving costs a copy of the cache, staying a wasted row
-            keep = torch.tensor(left, device=device)
-            cache.batch_select_indices(keep)
-            ids_bt, position_bt, mask_bt, uniform_bt = (x[keep] for x in (ids_bt, position_bt, mask_bt, uniform_bt))
-            alive = [alive[place] for place in left]
-        if padded:
-            mask_bt = torch.cat([mask_bt, mask_bt.new_ones(len(alive), 1)], dim=1)
+    """Yields (row, Written) for each prompt (token ids, at least one), in the order in which the rows finish."""
+    batch = Batch(model, ends)
+    rows = {
+        Row(prompt, seed, sampling, stopped): i for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+    }
+    batch.join(list(rows))
+    while batch.unfinished:
+        for row in batch.step():
+            yield rows[row], row.written
 
 
-def pad_left(rows: Sequence[Sequence[int]], device: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Makes (ids_bt, mask_bt) of rows of token ids, each against the right edge; padding has id 0 and mask 0."""
-    width = max(map(len, rows))
-    ids_bt = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
-    mask_bt = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids_bt.to(device), mask_bt.to(device)
+def chances(seed: int) -> Iterator[float]:
+    """Numbers in [0, 1) without end, the same for a seed on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.rand(64, dtype=torch.float64, generator=generator).tolist()
 
 
-def positions(mask_bt: torch.Tensor) -> torch.Tensor:
-    """Counts the real tokens before each one: positions that padding on either side leaves alone."""
-    return (mask_bt.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def _uniform(seeds: Sequence[int], sampling: Sampling, device: Any) -> torch.Tensor:
-    """One number in [0, 1) per row and step, each row's from its own generator, the same on every device."""
-    if sampling.temperature <= 0:
-        return torch.empty(len(seeds), 0, device=device)
-    rows = [
-        torch.rand(sampling.max_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        for seed in seeds
-    ]
-    return torch.stack(rows).to(device)
-
-
-def _draw(logits_bv: torch.Tensor, uniform_b: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def draw(logits_bv: torch.Tensor, chance_b: torch.Tensor, top_p_b1: torch.Tensor | None = None) -> torch.Tensor:
     """Picks one token per row by inverting the cumulative distribution at the row's number.
 
     In the order of the vocabulary, not of the probabilities: two tokens that are all but equal may swap ranks with the
     rounding of another batch, and must not swap what is drawn.
     """
-    p_bv = (logits_bv / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
+    p_bv = logits_bv.softmax(-1)
+    if top_p_b1 is not None:
         sorted_bv, order_bv = p_bv.sort(-1, descending=True)
-        outside_bv = sorted_bv.cumsum(-1) - sorted_bv >= sampling.top_p  # the mass before it was enough already
+        outside_bv = sorted_bv.cumsum(-1) - sorted_bv >= top_p_b1  # the mass before it was enough already
         p_bv = p_bv.masked_fill(outside_bv.scatter(-1, order_bv, outside_bv), 0.0)
     cumulative_bv = p_bv.double().cumsum(-1)
     # Just under 1, so that a rounded product never reaches past the last token that has any probability.
-    at_b1 = (uniform_b * (1 - 1e-12))[:, None] * cumulative_bv[:, -1:]
+    at_b1 = (chance_b * (1 - 1e-12))[:, None] * cumulative_bv[:, -1:]
     return torch.searchsorted(cumulative_bv, at_b1, right=True)[:, 0]

@@ -1,211 +1,299 @@
-"""Any server that speaks OpenAI's `/chat/completions`: OpenAI itself, vLLM, SGLang, llama.cpp, a router, a gateway.
+"""What every model behind an HTTP address shares: connections, one try, and what each way to fail means.
 
-One try per call: the engine retries, paces and pays. What comes back is told apart here: a refusal of this one request
-(never ask again), a failure of the endpoint (ask later), a failure that no retry can mend (stop asking).
+The engine retries, paces and pays. Here a failure is told apart: a refusal of this one request (never ask again), a
+failure of the endpoint (ask later), a failure that no retry can mend (stop asking). A provider says how a request is
+written (`_body`), how an answer is read (`_read`) and what its own errors mean (`_fault`).
 """
 
 import asyncio
-import datetime
-import email.utils
+import base64
+import copy
 import os
 import re
-import time
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, NoReturn
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-import aiohttp
 import orjson
 
 from ..errors import EndpointFailure, LimbeckError, Refused
 from ..fingerprint import fingerprint
-from .base import Model, Reply, Request
+from .base import Model, Reply, Request, Room, in_words
 from .prices import price_of
+from .waits import asked_to_wait, seconds
+from .wire import Answer, Broken, Wire
 
-_OPENAI = "https://api.openai.com/v1"
 _IMAGE_TOKENS = 50_000  # what the dearest vision models count for one large picture, rounded up
 _LATER = {408, 409, 425, 429}
 _NEVER = {400, 413, 422}
-_UNKNOWN = re.compile(r"not exist|not found|no such|unknown|not a valid|not supported", re.IGNORECASE)
-_UNKNOWN_MODEL = re.compile(r"\W*((unknown|invalid|no such) model\b|model (does )?not (exist|found))", re.IGNORECASE)
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_NO_SCHEMA = re.compile(
+    r"response_?(format|json_?schema|schema)|json_?schema|output_(config|format)|structured.?output|guided|grammar",
+    re.I,
+)
+_TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.I | re.S)
+_JSON = {"Content-Type": "application/json"}
 
 
-class OpenAI(Model):
-    """Asks `base_url` + "/chat/completions" (or OPENAI_BASE_URL, or OpenAI's own address) for the model `name`.
+class NoSchema(Refused):
+    """Says that the endpoint takes no JSON schema, or not this one: it is asked again with the schema in words."""
 
-    `api_key` or OPENAI_API_KEY is sent as a bearer token, and needed for OpenAI's own address alone. `timeout` is in
-    seconds, for one try as a whole. `revision` tells the replies of one state of the served model from another's.
+
+class HTTP(Model):
+    """A model at `base_url`: one pool of connections, JSON both ways. Providers fill in the class fields.
+
+    `base_url` may name several addresses (a list, or text with commas): the same model is served at each, `replicas`
+    has one Model per address, and this one is the first. `api_key` is sent in a header and shown nowhere. `timeout` is
+    in seconds for one try as a whole; an answer that has begun and then sends nothing for `stall` seconds is given up.
+    `revision` tells the replies of one state of the served model from another's.
     """
 
-    can = frozenset({"chat", "logprobs", "tools", "vision"})
+    provider: ClassVar[str]
+    home: ClassVar[str]  # the provider's own address
+    key_names: ClassVar[tuple[str, ...]]  # environment variables that may hold the key
+    home_names: ClassVar[tuple[str, ...]] = ()  # and the address
+    suffixes: ClassVar[tuple[str, ...]] = ()  # an address that was copied with the call's path is taken without it
+    # Headers that say what is left: requests and the seconds until they are back, tokens likewise.
+    room_headers: ClassVar[tuple[str, str, str, str] | None] = None
 
     def __init__(
         self,
         name: str,
         *,
-        base_url: str | None = None,
+        base_url: str | list | tuple | None = None,
         api_key: str | None = None,
         timeout: float = 600.0,
+        stall: float = 120.0,
         revision: str | None = None,
     ):
-        url = (base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI).rstrip("/").removesuffix("/chat/completions")
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise LimbeckError(f'openai/{name} wants base_url as "http://host:port/v1"; it got {url!r}.')
-        if not timeout > 0:
-            raise LimbeckError(f"openai/{name} wants timeout in seconds, more than 0; it got {timeout!r}.")
-        self._key = api_key or os.environ.get("OPENAI_API_KEY")
-        if not self._key and url == _OPENAI:
+        self.model, self.name = name, f"{self.provider}/{name}"
+        for option, value in (("timeout", timeout), ("stall", stall)):
+            if not value > 0:
+                raise LimbeckError(f"{self.name} wants {option} in seconds, more than 0; it got {value!r}.")
+        self.timeout, self.stall = float(timeout), float(stall)
+        self._key = (api_key or next(filter(None, map(os.environ.get, self.key_names)), "") or "").strip()
+        self._secrets = [self._key]
+        self.digest = fingerprint([self.provider, name, revision])
+        self.price, self.max_output = price_of(name)
+        given = base_url or next(filter(None, map(os.environ.get, self.home_names)), None) or self.home
+        parts = given.split(",") if isinstance(given, str) else given
+        self._addresses = [self._address(str(part).strip()) for part in parts]
+        if len({url for url, _, _ in self._addresses}) < len(self._addresses):
             raise LimbeckError(
-                f"openai/{name} needs a key for api.openai.com and has none: set OPENAI_API_KEY, "
+                f"{self.name} wants each base_url once; it got {', '.join(a[0] for a in self._addresses)}."
+            )
+        self._replicas: tuple[HTTP, ...] | None = None
+        self._settle(*self._addresses[0])
+
+    def _address(self, url: str) -> tuple[str, str, str]:
+        """An address without what belongs in no message: (url, query, user:password)."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            shown = url.rpartition("@")[2].partition("?")[0]
+            raise LimbeckError(f'{self.name} wants base_url as "http://host:port/v1"; it got {shown!r}.')
+        userinfo, _, host = parts.netloc.rpartition("@")
+        path = parts.path.rstrip("/")
+        for suffix in self.suffixes:
+            path = path.removesuffix(suffix).rstrip("/")
+        self._secrets += [parts.password or "", *(value for _, value in parse_qsl(parts.query))]
+        return f"{parts.scheme}://{host}{path}", parts.query, unquote(userinfo)
+
+    def _settle(self, url: str, query: str, userinfo: str) -> None:
+        if not self._key and url == self.home:
+            raise LimbeckError(
+                f"{self.name} needs a key for {urlsplit(url).netloc} and has none: set {self.key_names[0]}, "
                 f"or name your own server with base_url=http://host:port/v1."
             )
-        self.model, self.name, self.endpoint, self.timeout = name, f"openai/{name}", url, float(timeout)
-        self.host = urlsplit(url).netloc.rpartition("@")[2]
-        self.digest = fingerprint(["openai", name, revision])
-        self.price, self.max_output = price_of(name)
-        self._session: aiohttp.ClientSession | None = None
+        self.endpoint, self._query, self._userinfo = url, query, userinfo
+        self.host = urlsplit(url).netloc
+        self.room: Room | None = None
+        self._wordy: set[int] = set()  # the schemas that it did not take
+        self._wire: Wire | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def replicas(self) -> tuple["HTTP", ...]:
+        """One Model per address, all of one digest; the first is this one."""
+        if self._replicas is None:
+            others = []
+            for address in self._addresses[1:]:
+                other = copy.copy(self)
+                other._settle(*address)
+                other._replicas = (other,)
+                others.append(other)
+            self._replicas = (self, *others)
+        return self._replicas
+
+    # -- what a provider writes
+    def _path(self, request: Request) -> str:
+        """Where this request goes, after the address."""
+        raise NotImplementedError
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        """The request as this provider writes it."""
+        raise NotImplementedError
+
+    def _read(self, data: Any) -> Reply:
+        """The reply that an answer with status 200 holds. Raises what it says instead of one."""
+        raise NotImplementedError
+
+    def _headers(self) -> dict[str, str]:
+        """What every request carries: the key."""
+        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+    def _fault(self, status: int, message: str, error: Mapping[str, Any]) -> Exception | None:
+        """What this provider means by an error that its status alone does not tell."""
+        return None
+
+    async def _vector(self, request: Request) -> Reply:
+        raise LimbeckError(f"{self.name} makes no embeddings; ask a model that does.")
+
+    # -- one try
     async def reply(self, request: Request, key: str) -> Reply:
-        """Sends the request once; only what it sets is sent."""
+        """Sends the request once; only what it sets is sent. A schema that is refused goes out once more in words."""
+        if request.embed is not None:
+            return await self._vector(request)
+        if request.schema is not None and self._wordy and _hash(request.schema) in self._wordy:
+            request = in_words(request)
         try:
-            raw = orjson.dumps(self._body(request), default=_plain)
+            return self._understood(await self._post(self._path(request), self._body(request)))
+        except NoSchema:
+            if request.schema is None:
+                raise
+            self._wordy.add(_hash(request.schema))
+            return await self.reply(in_words(request), key)
+
+    def _understood(self, data: Any) -> Reply:
+        try:
+            return self._read(data)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as e:
+            raise self._away("broken body", f"its answer is no reply: {self._short(orjson.dumps(data))}") from e
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Sends JSON and gives back JSON."""
+        try:
+            raw = orjson.dumps(body, default=_plain)
         except orjson.JSONEncodeError as e:  # half a surrogate pair, say: no server can be sent that
             raise Refused(f"{self.name}: this request cannot be written as JSON ({e})") from e
-        try:
-            url = f"{self.endpoint}/chat/completions"
-            async with self._pool().post(url, data=raw, allow_redirects=False) as answer:
-                status, headers, got = answer.status, answer.headers, await answer.read()
-        except aiohttp.ConnectionTimeoutError as e:
-            raise self._away("connect", "no connection in time; is the server running?") from e
-        except TimeoutError as e:  # before the others: aiohttp's timeouts are client errors as well
-            raise self._away("timeout", f"no answer within {self.timeout:g} s") from e
-        except aiohttp.ClientConnectorError as e:
-            raise self._away("connect", f"no connection ({e.strerror or e.os_error}); is the server running?") from e
-        except (aiohttp.ClientError, OSError) as e:
-            raise self._away("disconnect", f"the connection broke ({type(e).__name__})") from e
+        status, headers, got = await self._send("POST", self._target(path), raw, None)
         try:
             data = orjson.loads(got)
         except orjson.JSONDecodeError as e:
             if status == 200:
-                raise self._away("broken body", f"its answer is not JSON: {_short(got)}") from e
+                if got.lstrip()[:1] == b"<":
+                    raise self._away("HTML page", f"it answered with a page, {self._short(got)}") from e
+                raise self._away("broken body", f"its answer is not JSON: {self._short(got)}") from e
             data = None
-        if isinstance(data, list) and data:  # some gateways wrap an error body in a list
-            data = data[0]
         if status != 200:
-            raise self._failed(status, headers, _message(data) or _short(got), data)
+            self._raise(status, headers, got, data)
+        return data
+
+    async def call(
+        self, method: str, path: str, *, json: Any = None, data: Any = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Makes any other call: `path` after the address, or a whole URL of the same host. Returns what came back.
+
+        `data` is bytes; its Content-Type goes into `headers`. Raises as `reply` does for a status outside 200 to 299.
+        """
+        if "://" in path:
+            here, there = urlsplit(self.endpoint), urlsplit(path)
+            if (here.scheme, here.netloc) != (there.scheme, there.netloc):
+                raise LimbeckError(f"{self.name}: {self.host} points to {there.hostname}, which is not sent the key.")
+            target = (there.path or "/") + (f"?{there.query}" if there.query else "")
+        else:
+            target = self._target(path)
+        given = dict(headers or {})
+        if json is not None:
+            data = orjson.dumps(json, default=_plain)
+            given["Content-Type"] = "application/json"
+        status, said, got = await self._send(method, target, data or b"", given)
+        if not 200 <= status < 300:
+            self._raise(status, said, got)
+        return status, said, got
+
+    async def _send(self, method: str, target: str, data: bytes, headers: Mapping[str, str] | None) -> Answer:
         try:
-            return self._read(data)
-        except (KeyError, TypeError, AttributeError, ValueError) as e:
-            raise self._away("broken body", f"its answer is no chat completion: {_short(got)}") from e
+            answer = await self._connections().send(method, target, data, _JSON if headers is None else headers)
+        except Broken as e:
+            if e.cause == "certificate":
+                words = (
+                    f"its certificate is not to be trusted ({e.words}); name your own authority's with SSL_CERT_FILE."
+                )
+                raise self._final("certificate", f"does not prove who it is: {words}") from e
+            raise (self._final if e.final else self._away)(e.cause, self._clean(e.words)) from e
+        if self.room_headers:
+            self.room = self._room(answer.headers)
+        return answer
 
     def prompt_tokens_at_most(self, request: Request) -> int:
         """Bounds the prompt's tokens from above, tools, schema and pictures included."""
         total = super().prompt_tokens_at_most(request)
-        total += len(orjson.dumps([request.tools, request.schema, request.extra], default=_plain))
+        if request.tools or request.schema or request.extra:
+            total += len(orjson.dumps([request.tools, request.schema, request.extra], default=_plain))
         parts = (p for m in request.messages if not isinstance(m.get("content"), str | None) for p in m["content"])
         return total + sum(_IMAGE_TOKENS for p in parts if p.get("type", "text") != "text")
 
     async def close(self) -> None:
-        """Closes the connections; a later reply opens new ones."""
-        session, self._session = self._session, None
-        if session and not session.closed:
-            await session.close()
+        """Closes the connections of every replica; a later reply opens new ones."""
+        for one in self._replicas or (self,):
+            wire, one._wire = one._wire, None
+            if wire is not None:
+                await wire.close()
 
-    def _pool(self) -> aiohttp.ClientSession:
+    def _target(self, path: str) -> str:
+        """What is asked of the host: the address's own path, this one, and the address's query."""
+        query = self._query and ("&" if "?" in path else "?") + self._query
+        return f"{urlsplit(self.endpoint).path}{path}{query}"
+
+    def _connections(self) -> Wire:
         """The open connections, made in the loop that uses them."""
         loop = asyncio.get_running_loop()
-        if self._session is None or self._session.closed or self._loop is not loop:
-            headers = {"Content-Type": "application/json"}
-            if self._key:
-                headers["Authorization"] = f"Bearer {self._key}"
-            self._loop = loop
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self.max_concurrency or 0, ttl_dns_cache=300),
-                timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(30.0, self.timeout)),
-                headers=headers,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
+        if self._wire is None or self._loop is not loop:
+            headers = self._headers()
+            if self._userinfo:
+                headers.setdefault("Authorization", f"Basic {base64.b64encode(self._userinfo.encode()).decode()}")
+            self._wire, self._loop = Wire(self.endpoint, headers, timeout=self.timeout, stall=self.stall), loop
+        return self._wire
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.model, "messages": list(request.messages)}
-        for field in ("temperature", "top_p", "stop", "tools"):
-            if (value := getattr(request, field)) is not None:
-                body[field] = value
-        limit = request.max_tokens or self.limit
-        if limit is not None:  # OpenAI's reasoning models refuse the older name, other servers know no other
-            body["max_completion_tokens" if self.endpoint == _OPENAI else "max_tokens"] = limit
-        if request.logprobs is not None:
-            body["logprobs"] = True
-            if request.logprobs:
-                body["top_logprobs"] = request.logprobs
-        if request.schema is not None:
-            strict = request.schema.get("additionalProperties") is False  # OpenAI's own condition for it
-            form = {"name": "answer", "schema": request.schema, "strict": strict}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
-        return {**body, **(request.extra or {})}
+    def _room(self, headers: Mapping[str, str]) -> Room | None:
+        """What the endpoint says it has left."""
+        requests, requests_reset, tokens, tokens_reset = map(headers.get, self.room_headers or ())
+        if requests is None and tokens is None and requests_reset is None and tokens_reset is None:
+            return None
+        return Room(_count(requests), seconds(requests_reset), _count(tokens), seconds(tokens_reset))
 
-    def _read(self, data: Any) -> Reply:
-        if not data.get("choices"):
-            if isinstance(error := data.get("error"), dict):  # routers report upstream errors with status 200
-                code = error.get("code")
-                raise self._failed(code if isinstance(code, int) else 502, {}, _message(data), data)
-            raise self._away("empty", "it sent no choices")
-        choice = data["choices"][0]
-        message, finish = choice["message"], choice.get("finish_reason") or "stop"
-        if finish == "content_filter" or message.get("refusal"):
-            raise Refused(f"{self.name}: {_short(message.get('refusal') or 'stopped by the content filter')}")
-        if finish == "error":
-            raise self._away("upstream", "the model behind it failed")
-        usage = data.get("usage") or {}
-        n_in, n_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        entries = [_entry(e) for e in (choice.get("logprobs") or {}).get("content") or ()] or None
-        ids = choice.get("token_ids")
-        if ids and entries and len(ids) == len(entries):
-            for entry, i in zip(entries, ids, strict=True):
-                entry["id"] = i
-        elif entries and not ids and all("id" in e for e in entries):
-            ids = [e["id"] for e in entries]
-        return Reply(
-            text=_text(message.get("content")),
-            reasoning=message.get("reasoning_content") or _words(message.get("reasoning")),
-            finish="tool_calls" if finish == "function_call" else finish,
-            prompt_tokens=n_in,
-            completion_tokens=n_out,
-            cost=self.price.of(n_in, n_out) if self.price and usage else None,
-            served_model=data.get("model"),
-            token_ids=ids or None,
-            logprobs=entries,
-            tool_calls=message.get("tool_calls") or None,
-        )
+    # -- what went wrong
+    def _raise(self, status: int, headers: Mapping[str, str], got: bytes, data: Any = None) -> NoReturn:
+        if data is None:
+            try:
+                data = orjson.loads(got)
+            except orjson.JSONDecodeError:
+                data = None
+        if isinstance(data, list) and data:  # some gateways wrap an error body in a list
+            data = data[0]
+        raise self._failed(status, headers, self._message(data) or self._short(got), data)
 
     def _failed(self, status: int, headers: Mapping[str, str], message: str, data: Any) -> Exception:
         """What a status other than 200 means."""
         error = data.get("error") if isinstance(data, dict) else None
-        code = error.get("code") if isinstance(error, dict) else None
         said, cause = f"HTTP {status}: {message}", f"HTTP {status}"
+        if own := self._fault(status, message, error if isinstance(error, dict) else {}):
+            return own
         if status in _NEVER:
-            unknown = code == "model_not_found" or _UNKNOWN_MODEL.match(message)
-            unknown = unknown or ("model" in message.lower() and self.model in message and _UNKNOWN.search(message))
-            if status == 413 or not unknown:
-                return Refused(f"{self.name} refused this request with {said}")
-            return self._final(cause, f"does not serve {self.model!r} ({said}); name a model that it has.")
-        if code == "insufficient_quota":
-            return self._final(cause, f"has no credit left for this key ({said}); top it up, or use another api_key=.")
+            kind = NoSchema if status != 413 and _NO_SCHEMA.search(message) else Refused
+            return kind(f"{self.name} refused this request with {said}")
         if status in (401, 403):
-            return self._final(cause, f"does not accept the key ({said}); set OPENAI_API_KEY or api_key=.")
+            return self._final(cause, f"does not accept the key ({said}); set {self.key_names[0]} or api_key=.")
         if status == 404:
-            return self._final(
-                cause, f"has no {self.model!r} at {self.endpoint} ({said}); check the model's name and base_url=."
-            )
+            return self._unknown(said)
         if status in _LATER or status >= 500:
-            wait = _wait(headers, status)
+            wait = asked_to_wait(status, headers, self.room, error, message)
             return EndpointFailure(f"{self.name} at {self.host}: {said}", cause=cause, retry_after=wait)
-        moved = f"; it points to {headers['Location']}" if "Location" in headers else ""
+        moved = f"; it points to {self._clean(headers['location'])}" if "location" in headers else ""
         return self._final(cause, f"answered with {said}{moved}; check base_url=.")
+
+    def _unknown(self, said: str) -> EndpointFailure:
+        words = f"has no {self.model!r} at {self.endpoint} ({said}); check the model's name and base_url=."
+        return self._final("HTTP 404", words)
 
     def _final(self, cause: str, words: str) -> EndpointFailure:
         return EndpointFailure(f"{self.name}: {self.host} {words}", cause=cause, final=True)
@@ -213,6 +301,27 @@ class OpenAI(Model):
     def _away(self, cause: str, words: str) -> EndpointFailure:
         way = "its address is base_url= (teacher.base_url= for a teacher on the command line)."
         return EndpointFailure(f"{self.name} at {self.host}: {words}; {way}", cause=cause)
+
+    def _message(self, data: Any) -> str:
+        """The words of an error body, whatever form the server gave it."""
+        error = data.get("error", data) if isinstance(data, dict) else data
+        if isinstance(error, dict):
+            error = error.get("message") or error.get("detail") or error
+        return self._short(error if isinstance(error, str) else orjson.dumps(error)) if error else ""
+
+    def _short(self, text: str | bytes) -> str:
+        """One line for a message, without keys and without the markup of a page."""
+        if isinstance(text, bytes):
+            title = _TITLE.search(text[:5000]) if text.lstrip()[:1] == b"<" else None
+            text = (title[1] if title else text[:5000]).decode("utf-8", "replace")
+        line = " ".join(self._clean(text).split())
+        return line if len(line) <= 200 else line[:197] + "…"
+
+    def _clean(self, text: str) -> str:
+        for secret in self._secrets:
+            if len(secret) > 5:  # shorter ones are no secrets ("x", "EMPTY"), and words have them inside
+                text = text.replace(secret, "(the key)")
+        return text
 
 
 def _plain(value: Any) -> Any:
@@ -223,53 +332,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a request holds a {type(value).__name__}, which JSON has no form for")
 
 
-def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One token's log-probability; vLLM can name the token by its id, as "token_id:123"."""
-    out: dict[str, Any] = {"token": entry["token"], "logprob": entry["logprob"]}
-    if entry["token"].startswith("token_id:"):
-        out["id"] = int(entry["token"][9:])
-    if entry.get("bytes") is not None:
-        out["bytes"] = entry["bytes"]
-    if entry.get("top_logprobs"):
-        out["top"] = [_entry(e) for e in entry["top_logprobs"]]
-    return out
+def _hash(schema: Mapping[str, Any]) -> int:
+    return hash(orjson.dumps(schema, default=_plain))
 
 
-def _text(content: Any) -> str:
-    """The answer's text; some servers send it in parts, with the thinking among them."""
-    if isinstance(content, list):
-        return "".join(p.get("text") or "" for p in content if p.get("type", "text") == "text")
-    return content or ""
-
-
-def _words(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _message(data: Any) -> str:
-    """The words of an error body, whatever form the server gave it."""
-    error = data.get("error", data) if isinstance(data, dict) else data
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail") or error
-    return _short(error if isinstance(error, str) else orjson.dumps(error)) if error else ""
-
-
-def _short(text: str | bytes) -> str:
-    words = text if isinstance(text, str) else text[:2000].decode("utf-8", "replace")
-    line = " ".join(words.split())
-    return line if len(line) <= 200 else line[:197] + "…"
-
-
-def _wait(headers: Mapping[str, str], status: int) -> float | None:
-    """How long the server asks us to wait, in seconds: Retry-After as seconds or a date, else its rate-limit reset."""
-    if asked := headers.get("Retry-After"):
-        if re.fullmatch(r"\s*\d+(\.\d+)?\s*", asked):
-            return float(asked)
-        try:
-            at = email.utils.parsedate_to_datetime(asked)
-        except ValueError:
-            return None
-        at = at if at.tzinfo else at.replace(tzinfo=datetime.UTC)
-        return max(0.0, at.timestamp() - time.time())
-    spans = _SPAN.findall(headers.get("x-ratelimit-reset-requests", "")) if status == 429 else []
-    return sum(float(n) * _SECONDS[unit] for n, unit in spans) if spans else None
+def _count(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(float(text))
+    except ValueError:
+        return None

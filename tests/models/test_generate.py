@@ -5,7 +5,8 @@ import pytest
 torch = pytest.importorskip("torch")
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from limbeck.models.generate import Sampling, _draw, generate, pad_left, positions  # noqa: E402
+from limbeck.models.cache import pad_left, positions  # noqa: E402
+from limbeck.models.generate import Sampling, chances, draw, generate  # noqa: E402
 
 V = 50
 PROMPTS = [[3, 4, 5], [7], [8, 9, 10, 11, 12, 13, 14], [20, 21], [30, 31, 32, 33]]

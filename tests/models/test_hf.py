@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from limbeck.errors import LimbeckError, Refused  # noqa: E402
-from limbeck.models import Request, get, trained  # noqa: E402
+from limbeck.models import Request, chat, get, trained  # noqa: E402
 from limbeck.models.hf import HF  # noqa: E402
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -56,6 +56,10 @@ def model(checkpoint):
 
 def user(*words: int, **fields) -> Request:
     return Request([{"role": "user", "content": " ".join(WORDS[w] for w in words)}], **fields)
+
+
+def encode(model, request):
+    return chat.encode(model.tokenizer, request, model.name)
 
 
 def ask(model, *requests, keys=None):
@@ -150,7 +154,7 @@ def test_logprobs_add_up_to_the_score_of_the_text(model):
     assert [e["id"] for e in reply.logprobs] == reply.token_ids
     assert all(len(e["top"]) == 2 and e["top"][0]["logprob"] >= e["top"][1]["logprob"] for e in reply.logprobs)
     assert all(e["token"] == model.tokenizer.decode([e["id"]]) for e in reply.logprobs)
-    ids = model._encode(user(5, 6)) + reply.token_ids
+    ids = encode(model, user(5, 6)) + reply.token_ids
     logp_bt = model.logprobs_of(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))
     assert logp_bt.shape == (1, len(ids)) and logp_bt[0, 0] == 0
     assert logp_bt[0, -len(reply.token_ids) :].sum().item() == pytest.approx(
@@ -199,12 +203,12 @@ def test_what_it_cannot_do_is_said(model):
 
 def test_the_chat_template_takes_arguments(model):
     marked = user(1, extra={"chat_template_kwargs": {"mark": "w7"}})
-    assert model._encode(marked) == [*model._encode(user(1)), model.tokenizer.convert_tokens_to_ids("w7")]
+    assert encode(model, marked) == [*encode(model, user(1)), model.tokenizer.convert_tokens_to_ids("w7")]
 
 
 def test_text_in_parts_is_text(model):
     parts = Request([{"role": "user", "content": [{"type": "text", "text": "w1"}, {"type": "text", "text": "w2"}]}])
-    assert model._encode(parts) == model._encode(user(1, 2))
+    assert encode(model, parts) == encode(model, user(1, 2))
 
 
 def test_a_template_that_refuses_refuses_the_row(checkpoint, tmp_path):
@@ -221,7 +225,7 @@ def test_without_a_chat_template_the_turns_are_plain_text(checkpoint, tmp_path):
     (tmp_path / "m" / "chat_template.jinja").unlink()
     model = HF(tmp_path / "m")
     with pytest.warns(UserWarning, match="no chat template"):
-        ids = model._encode(Request([{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}]))
+        ids = encode(model, Request([{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}]))
     assert model.tokenizer.decode(ids) == "w1 w2"
 
 
@@ -229,7 +233,7 @@ def test_every_end_that_the_files_name_ends(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "m")
     ends = json.loads((tmp_path / "m" / "generation_config.json").read_text())
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps({**ends, "eos_token_id": [2, 8, 9], "top_k": 1}))
-    assert HF(tmp_path / "m")._ends == {2, 8, 9}
+    assert HF(tmp_path / "m").ends == {2, 8, 9}
 
 
 def test_weights_to_judge_and_to_train(model):
@@ -301,7 +305,7 @@ def test_a_cancelled_request_is_not_answered(model):
 def test_a_trained_model_keeps_the_name_and_digest_it_is_given(checkpoint):
     model = trained(checkpoint, name="student-sft", digest="ab" * 16)
     assert (model.name, model.digest, model.path) == ("student-sft", "ab" * 16, str(checkpoint))
-    assert {"chat", "logprobs", "logits", "hidden", "weights"} == model.can
+    assert {"chat", "logprobs", "logits", "hidden", "embed", "weights"} == model.can
 
 
 def test_naming_a_model_loads_no_torch(checkpoint):

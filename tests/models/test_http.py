@@ -1,352 +1,216 @@
-"""The OpenAI-compatible client against a real server on loopback."""
+"""The transport: every way in which a connection or an answer can be wrong, told apart; keys that stay out of sight."""
 
-import asyncio
-import datetime
-import email.utils
+import gzip
+import ssl
 import subprocess
-import sys
 import time
-from pathlib import Path
-from urllib.request import Request as Get
-from urllib.request import urlopen
 
-import orjson
 import pytest
 
 from limbeck.errors import EndpointFailure, LimbeckError, Refused
 from limbeck.models import Request, get
-from limbeck.models.http import OpenAI
-from tests.loopback import Server, loopback
+from limbeck.models.waits import seconds
+from limbeck.models.wire import form
+from tests.models.wire import ask, http, wire
 
 ASK = Request([{"role": "user", "content": "how many legs has a spider"}])
-
-
-def ask(server: Server | str, *requests: Request, times: int = 1, **options):
-    """Sends the requests once each, together; gives the replies or errors in order."""
-    url = server if isinstance(server, str) else server.url
-
-    async def go():
-        model = get("openai/m-1", base_url=url, **options)
-        tries = [model.reply(r, "00") for r in (requests or (ASK,)) for _ in range(times)]
-        try:
-            return await asyncio.gather(*tries, return_exceptions=True)
-        finally:
-            await model.close()
-
-    return asyncio.run(go())
-
-
-def error(server: Server | str, *requests: Request, **options) -> LimbeckError:
-    (result,) = ask(server, *requests, **options)
-    assert isinstance(result, LimbeckError), result
-    assert "\n" not in str(result)
-    return result
+REPLY = {
+    "model": "m",
+    "choices": [{"message": {"content": "8"}}],
+    "usage": {"prompt_tokens": 6, "completion_tokens": 1},
+}
 
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
 
 
-def test_usage_served_model_and_cost():
-    with loopback(lambda m, k: "eight legs", served_model="m-1-0613") as server:
-        (reply,) = ask(server, price="2/10")
-    assert (reply.text, reply.finish, reply.served_model) == ("eight legs", "stop", "m-1-0613")
-    assert (reply.prompt_tokens, reply.completion_tokens) == (6, 2)
-    assert reply.cost == pytest.approx((6 * 2 + 2 * 10) / 1e6)
-    assert reply.reasoning is reply.logprobs is reply.token_ids is reply.tool_calls is None
+def said(server, **options):
+    url = server if isinstance(server, str) else server.url
+    (result,) = ask(get("openai/m", base_url=url, **{"timeout": 10, **options}), ASK)
+    return result
 
 
-def test_unknown_price_or_usage_is_no_cost_rather_than_zero():
-    with loopback() as server:
-        assert ask(server)[0].cost is None
-    with loopback(usage=False) as server:
-        assert ask(server, price="2/10")[0].cost is None
+def failure(steps, **options) -> EndpointFailure:
+    with wire(steps) as server:
+        result = said(server, **options)
+    assert isinstance(result, EndpointFailure), result
+    assert "\n" not in str(result) and f"127.0.0.1:{server.port}" in str(result)
+    return result
 
 
-def test_only_what_is_set_is_sent():
-    with loopback() as server:
-        ask(server)
-        full = Request(
-            ASK.messages, temperature=0.0, top_p=0.9, max_tokens=7, stop=("a", "b"), logprobs=3, tools=({"type": "f"},),
-            schema={"type": "object"}, extra={"top_k": 5, "temperature": 0.5},
-        )  # fmt: skip
-        ask(server, full)
-        ask(server, Request(ASK.messages, logprobs=0))
-    plain, body, chosen_only = (r["body"] for r in server.requests)
-    assert plain == {"model": "m-1", "messages": ASK.messages}
-    assert body["temperature"] == 0.5 and body["top_k"] == 5  # extra goes in as it is
-    assert (body["top_p"], body["max_tokens"], body["stop"], body["tools"]) == (0.9, 7, ["a", "b"], [{"type": "f"}])
-    assert (body["logprobs"], body["top_logprobs"]) == (True, 3)
-    form = {"name": "answer", "schema": {"type": "object"}, "strict": False}
-    assert body["response_format"] == {"type": "json_schema", "json_schema": form}
-    assert chosen_only["logprobs"] is True and "top_logprobs" not in chosen_only
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    home = tmp_path_factory.mktemp("tls")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-days", "1",
+               "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", home / "key.pem", "-out", home / "cert.pem"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(home / "cert.pem", home / "key.pem")
+    return home / "cert.pem", context
 
 
-def test_max_output_is_sent_where_it_was_asked_for():
-    with loopback() as server:
-        ask(server, max_output=99)
-        ask(server, Request(ASK.messages, max_tokens=5), max_output=99)
-    assert [r["body"]["max_tokens"] for r in server.requests] == [99, 5]
-
-
-def test_openai_itself_gets_its_newer_name_for_max_tokens():
-    model = OpenAI("gpt-4o-mini", api_key="k")
-    assert "max_completion_tokens" in model._body(Request(ASK.messages, max_tokens=5))
-    assert "max_completion_tokens" not in model._body(ASK)  # the table's limit bounds the price and is not sent
-
-
-def test_logprobs_with_bytes_alternatives_and_ids():
-    def fn(messages, k):
-        top = [{"token": "token_id:5", "logprob": -0.1, "bytes": None}, {"token": "token_id:6", "logprob": -2.5}]
-        content = [
-            {"token": "token_id:5", "logprob": -0.1, "bytes": [240, 159], "top_logprobs": top},
-            {"token": "token_id:9", "logprob": -1.0, "bytes": [152, 128], "top_logprobs": []},
-        ]
-        return {"message": {"content": "😀"}, "logprobs": {"content": content}}
-
-    with loopback(fn) as server:
-        (reply,) = ask(server, Request(ASK.messages, logprobs=2))
-    assert reply.token_ids == [5, 9]
-    first, second = reply.logprobs
-    assert first["bytes"] + second["bytes"] == list("😀".encode())
-    assert [(t["id"], t["logprob"]) for t in first["top"]] == [(5, -0.1), (6, -2.5)]
-    assert "top" not in second and second["logprob"] == -1.0
-
-
-def test_token_ids_beside_logprobs_name_the_entries():
-    entries = [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -0.25}]
-    choice = {"message": {"content": "ab"}, "logprobs": {"content": entries}, "token_ids": [11, 12]}
-    with loopback(lambda m, k: choice) as server:
-        (reply,) = ask(server)
-    assert reply.token_ids == [11, 12] == [e["id"] for e in reply.logprobs]
-
-
-@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_reasoning_is_kept_apart(field):
-    with loopback(lambda m, k: {"message": {"content": "8", field: "count them"}}) as server:
-        (reply,) = ask(server)
-    assert (reply.text, reply.reasoning) == ("8", "count them")
-
-
-def test_tool_calls_length_parts_and_empty_answers():
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    answers = {
-        "tools": {"message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"},
-        "length": {"message": {"content": "cut"}, "finish_reason": "length"},
-        "parts": {"message": {"content": [{"type": "thinking", "text": "hm"}, {"type": "text", "text": "yes"}]}},
-        "nothing": "",
+def test_each_broken_answer_has_a_cause_of_its_own():
+    whole = http(REPLY)[0]
+    causes = {
+        "disconnect": [None],
+        "short body": [whole[:-10], None],
+        "broken body": http(b'{"choices": [{"mess'),
+        "HTML page": http(b"<!doctype html><title>Sign in</title><p>welcome"),
+        "empty": http({"choices": []}),
+        "error body": http({"error": {"message": "no backend"}}),
+        "HTTP 502": http(b"<html><head><title>502 Bad Gateway</title>", status=502, Content_Type="text/html"),
+        "HTTP 503": http({"error": {"message": "upstream", "code": 503}}),
+        "no HTTP": [b"220 mail.example ESMTP\r\n\r\n"],
     }
-    with loopback(lambda m, k: answers[m[0]["content"]], usage=False) as server:
-        tools, length, parts, nothing = ask(server, *(Request([{"role": "user", "content": a}]) for a in answers))
-    assert (tools.text, tools.finish, tools.tool_calls) == ("", "tool_calls", [call])
-    assert (length.text, length.finish) == ("cut", "length")
-    assert parts.text == "yes"
-    assert (nothing.text, nothing.finish) == ("", "stop")  # an answer of no words is an answer
+    for cause, steps in causes.items():
+        found = failure(steps)
+        assert found.cause == cause and not found.final, (cause, found)
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_refusal_of_this_request(status):
-    words = {"error": {"message": "maximum context length is 8 tokens"}}
-    with loopback(trouble=lambda b, k: status, error=words) as server:
-        refusal = error(server)
-    assert isinstance(refusal, Refused)
-    assert str(status) in str(refusal) and "maximum context length" in str(refusal)
+def test_a_page_is_told_by_its_title():
+    assert (
+        "HTTP 502: 502 Bad Gateway;"
+        in str(failure(http(b"<html><title>502\n Bad Gateway</title><p>", status=502))) + ";"
+    )
 
 
-def test_the_content_filter_refuses():
-    with loopback(lambda m, k: {"message": {"content": "I"}, "finish_reason": "content_filter"}) as server:
-        assert isinstance(error(server), Refused)
-    with loopback(lambda m, k: {"message": {"content": None, "refusal": "I cannot do that"}}) as server:
-        assert "I cannot do that" in str(error(server))
+def test_an_answer_that_goes_silent_is_given_up_but_one_that_drips_is_not():
+    whole = http(REPLY)[0]
+    begun = whole[: whole.index(b"\r\n\r\n") + 9]
+    silent = failure([begun, 5.0], stall=0.1)
+    assert silent.cause == "stall" and "0.1 s" in str(silent)
+    drips = [step for i in range(0, len(whole), 40) for step in (whole[i : i + 40], 0.03)]
+    with wire(drips) as server:
+        assert said(server, stall=0.2).text == "8"
+    assert failure(drips, stall=0.2, timeout=0.06).cause == "timeout"  # the whole is bounded all the same
 
 
-def test_a_request_that_is_no_json_is_refused():
-    with loopback() as server:
-        assert isinstance(error(server, Request([{"role": "user", "content": "\ud800"}])), Refused)
-    assert not server.requests
+def test_a_compressed_answer_is_read():
+    import orjson
+
+    with wire(http(gzip.compress(orjson.dumps(REPLY)), Content_Encoding="gzip")) as server:
+        assert said(server).text == "8"
 
 
-@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 529])
-def test_a_failure_that_may_pass(status):
-    with loopback(trouble=lambda b, k: status) as server:
-        failure = error(server)
-    assert isinstance(failure, EndpointFailure) and not failure.final
-    assert failure.cause == f"HTTP {status}" and failure.retry_after is None
-    assert f"127.0.0.1:{server.port}" in str(failure)
+def test_a_certificate_that_nobody_vouches_for_is_final(certificate, monkeypatch):
+    path, context = certificate
+    with wire(http(REPLY), tls=context) as server:
+        found = said(server)
+        assert found.cause == "certificate" and found.final and "SSL_CERT_FILE" in str(found)
+        trusted = ssl.create_default_context(cafile=path)
+        monkeypatch.setattr(ssl, "create_default_context", lambda: trusted)
+        assert said(server).text == "8"
 
 
-@pytest.mark.parametrize("status", [301, 401, 402, 403, 404, 405])
-def test_a_failure_that_no_retry_mends(status):
-    with loopback(trouble=lambda b, k: status) as server:
-        server.headers = {"Location": server.url + "/chat/completions"}
-        failure = error(server)
-    assert isinstance(failure, EndpointFailure) and failure.final
-    assert len(server.requests) == 1  # a redirect is not followed: it would send the key to another address
-    way = {301: server.url, 401: "OPENAI_API_KEY", 403: "OPENAI_API_KEY"}
-    assert way.get(status, "base_url") in str(failure)
+def test_encryption_where_the_server_has_none():
+    with wire(http(REPLY)) as server:
+        found = said(server.url.replace("http:", "https:"))
+    assert found.cause in ("TLS", "disconnect", "connect") and not found.final
 
 
-@pytest.mark.parametrize(
-    ("words", "final"),
-    [
-        ({"error": {"message": "The model `m-1` does not exist.", "code": None}}, True),
-        ({"error": {"message": "no", "code": "model_not_found"}}, True),
-        ([{"error": {"message": "Model Not Exist"}}], True),
-        ({"detail": "temperature of the model must be under 2"}, False),
-        ({"object": "error", "message": "tool 'x' not found"}, False),
-    ],
-)
-def test_an_unknown_model_is_no_refusal_of_a_row(words, final):
-    with loopback(trouble=lambda b, k: 400, error=words) as server:
-        failure = error(server)
-    assert isinstance(failure, EndpointFailure) is final
-    assert isinstance(failure, Refused) is not final
+def test_a_redirect_is_not_followed():
+    with wire(http(status=307, Location="http://elsewhere.example/?token=sk-secret-1")) as server:
+        found = said(server, api_key="sk-secret-1")
+    assert len(server.seen) == 1 and found.final and found.cause == "HTTP 307"
+    assert "elsewhere.example" in str(found) and "sk-secret-1" not in str(found)
 
 
-def test_an_empty_account_is_final_though_it_is_a_429():
-    words = {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
-    with loopback(trouble=lambda b, k: 429, error=words) as server:
-        assert error(server).final
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500])
+def test_a_key_that_the_server_echoes_is_shown_nowhere(status):
+    key = "sk-very-secret-0123456789"
+    with wire(
+        lambda s, n: http({"error": {"message": f"bad key {s.headers['authorization']}"}}, status=status)
+    ) as server:
+        model = get("openai/m", base_url=server.url.replace("://", "://me:pass-word-1@") + f"?sig={key}2", api_key=key)
+        (found,) = ask(model, ASK)
+    assert server.seen[0].headers["authorization"] == f"Bearer {key}" and f"sig={key}2" in server.seen[0].path
+    shown = f"{found} {found!r} {model!r} {model.endpoint} {model.name} {model.digest}"
+    assert "(the key)" in shown and key not in shown and "pass-word-1" not in shown
 
 
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"Retry-After": "7"}, 7.0),
-        ({"Retry-After": "0.5"}, 0.5),
-        ({"Retry-After": "soon"}, None),
-        ({"x-ratelimit-reset-requests": "1m2s"}, 62.0),
-        ({"x-ratelimit-reset-requests": "120ms"}, 0.12),
-        ({"Retry-After": "3", "x-ratelimit-reset-requests": "9s"}, 3.0),
-    ],
-)
-def test_how_long_the_server_asks_to_wait(headers, seconds):
-    with loopback(trouble=lambda b, k: 429, headers=headers) as server:
-        assert error(server).retry_after == pytest.approx(seconds)
+def test_a_user_and_password_in_the_address_become_a_header():
+    with wire(http(REPLY)) as server:
+        assert said(server.url.replace("://", "://me:p%40ss@")).text == "8"
+    assert server.seen[0].headers["authorization"] == "Basic bWU6cEBzcw=="
 
 
-def test_retry_after_as_a_date():
-    in_a_minute = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
-    header = {"Retry-After": email.utils.format_datetime(in_a_minute)}
-    with loopback(trouble=lambda b, k: 503, headers=header) as server:
-        assert 30 < error(server).retry_after <= 60
-    past = email.utils.formatdate(time.time() - 60)
-    with loopback(trouble=lambda b, k: 503, headers={"Retry-After": past}) as server:
-        assert error(server).retry_after == 0
+def test_a_key_of_a_word_does_not_blot_out_words():
+    assert "unexpected" in str(failure(http({"error": {"message": "unexpected"}}, status=500), api_key="x"))
 
 
-def test_a_server_that_is_away_and_comes_back():
-    with loopback() as server:
-        server.away()
-        failure = error(server)
-        assert failure.cause == "connect" and not failure.final
-        assert f"127.0.0.1:{server.port}" in str(failure) and "base_url" in str(failure)
-        server.back()
-        assert ask(server)[0].text
+def test_a_bad_address_is_said_without_its_password():
+    with pytest.raises(LimbeckError) as caught:
+        get("openai/m", base_url="ftp://me:pass-word-1@host/")
+    assert "pass-word-1" not in str(caught.value)
 
 
-@pytest.mark.parametrize("cause", ["disconnect", "broken body", "empty"])
-def test_broken_answers(cause):
-    trouble = cause.split()[0]
-    with loopback(trouble=lambda b, k: trouble) as server:
-        failure = error(server)
-    assert failure.cause == cause and not failure.final
+def test_room_is_what_the_headers_say_after_answers_and_failures():
+    headers = {"x_ratelimit_remaining_requests": "9", "x_ratelimit_reset_requests": "120ms",
+               "x_ratelimit_remaining_tokens": "7000", "x_ratelimit_reset_tokens": "6m0s"}  # fmt: skip
+    for status in (200, 429):
+        with wire(http(REPLY, status=status, **headers)) as server:
+            model = get("openai/m", base_url=server.url)
+            ask(model, ASK)
+        assert (model.room.requests, model.room.requests_reset) == (9, pytest.approx(0.12))
+        assert (model.room.tokens, model.room.tokens_reset) == (7000, 360.0)
+    with wire(http(REPLY)) as server:
+        model = get("openai/m", base_url=server.url)
+        ask(model, ASK)
+    assert model.room is None
 
 
-def test_an_answer_of_another_shape():
-    with loopback(lambda m, k: {"message": {"content": "a"}, "logprobs": {"content": [{"x": 1}]}}) as server:
-        assert error(server).cause == "broken body"
+def test_waits_in_every_form():
+    now = time.time()
+    assert [seconds(t) for t in ("7", "1m2.5s", "1d", "0", "-3")] == [7.0, 62.5, 86400, 0.0, 0.0]
+    assert [seconds(t) for t in (None, "", "soon", "nan", "inf", "9s!")] == [None] * 6
+    for ahead in (str(int(now + 60)), str(int((now + 60) * 1000)), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + 60)),
+                  time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now + 60))):  # fmt: skip
+        assert 50 < seconds(ahead) <= 60, ahead
 
 
-def test_an_error_in_a_body_with_status_200():
-    late, wrong = {"error": {"message": "upstream", "code": 503}}, {"error": {"message": "bad words", "code": 400}}
-    with loopback(extra={"choices": [], **late}) as server:
-        assert error(server).cause == "HTTP 503"
-    with loopback(extra={"choices": [], **wrong}) as server:
-        assert isinstance(error(server), Refused)
+def test_any_other_call_goes_the_same_way():
+    import asyncio
+
+    def answer(seen, n):
+        return http({"is": seen.path}) if seen.path != "/v1/gone" else http({"error": {"message": "no"}}, status=410)
+
+    async def go(model):
+        body, kind = form({"purpose": "batch"}, "file", "rows.jsonl", b"{}\n")
+        try:
+            first = await model.call("GET", "/batches/7")
+            await model.call("POST", "/batches", json={"a": 1}, headers={"X-Beta": "b"})
+            await model.call("POST", "/files", data=body, headers=kind)
+            await model.call("GET", f"{model.endpoint}/files/1/content")
+            with pytest.raises(EndpointFailure, match="HTTP 410"):
+                await model.call("GET", "/gone")
+            with pytest.raises(LimbeckError, match="not sent the key"):
+                await model.call("GET", "http://elsewhere.example/results")
+            return first
+        finally:
+            await model.close()
+
+    with wire(answer) as server:
+        status, headers, body = asyncio.run(go(get("openai/m", base_url=f"{server.url}/v1", api_key="sk-1")))
+    assert (status, headers["content-type"], body) == (200, "application/json", b'{"is": "/v1/batches/7"}')
+    _, post, upload, content, _ = server.seen
+    assert post.json == {"a": 1} and post.headers["x-beta"] == "b"
+    assert upload.headers["content-type"].startswith("multipart/form-data; boundary=") and b"rows.jsonl" in upload.body
+    assert content.path == "/v1/files/1/content" and {s.headers["authorization"] for s in server.seen} == {
+        "Bearer sk-1"
+    }
 
 
-def test_timeout():
-    with loopback(latency=5.0) as server:
-        failure = error(server, timeout=0.05)
-    assert failure.cause == "timeout" and "0.05 s" in str(failure)
+def test_connections_are_used_again():
+    with wire(http(REPLY)) as server:
+        model = get("openai/m", base_url=server.url)
+        assert [r.text for r in ask(model, *[ASK] * 8)] == ["8"] * 8
+    assert len(server.seen) == 8
 
 
-def test_connections_are_pooled_up_to_the_concurrency():
-    with loopback(latency=0.02) as server:
-        replies = ask(server, times=40, max_concurrency=5)
-    assert server.most_in_flight == 5 and len({r.text for r in replies}) == 40
-
-
-def test_a_model_serves_one_event_loop_after_another():
-    with loopback() as server:
-        model = get("openai/m-1", base_url=server.url)
-
-        async def once():
-            try:
-                return (await model.reply(ASK, "00")).text
-            finally:
-                await model.close()
-
-        assert asyncio.run(once())[-1] == "0" and asyncio.run(once())[-1] == "1"
-
-
-def test_the_key_is_sent_and_shown_nowhere(monkeypatch):
-    with loopback() as server:
-        ask(server)
-        ask(server, api_key="sk-own")
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-env")
-        ask(server)
-        server.trouble = lambda b, k: 401
-        failure = error(server, api_key="sk-own")
-        assert "sk-own" not in str(failure) + repr(get("openai/m-1", base_url=server.url, api_key="sk-own"))
-    assert [r["key"] for r in server.requests[:3]] == [None, "Bearer sk-own", "Bearer sk-env"]
-
-
-def test_a_missing_key_names_both_ways_out(monkeypatch):
-    with pytest.raises(LimbeckError, match="OPENAI_API_KEY.*base_url"):
-        get("openai/gpt-4o-mini")
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1/chat/completions/")
-    assert get("openai/gpt-4o-mini").endpoint == "http://127.0.0.1:9/v1"
-    with pytest.raises(LimbeckError, match="base_url"):
-        get("openai/x", base_url="localhost:8000")
-
-
-def test_the_digest_is_name_and_revision_alone():
-    def digest(name="openai/m", **o):
-        return get(name, **{"base_url": "http://a/v1", **o}).digest
-
-    same = digest(base_url="http://b/v1", api_key="k", timeout=3, max_concurrency=2, retries=0, price="1/1")
-    assert same == digest()
-    assert len({digest(), digest("openai/n"), digest(revision="r1"), digest(revision="r2")}) == 4
-
-
-def test_the_bound_on_prompt_tokens_counts_what_is_not_text():
-    model = get("openai/m", base_url="http://a/v1")
-    picture = [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
-    seen = Request([{"role": "user", "content": picture}])
-    tools = Request(ASK.messages, tools=[{"type": "function", "function": {"name": "f" * 500}}])
-    assert model.prompt_tokens_at_most(seen) > 40_000
-    assert model.prompt_tokens_at_most(tools) > 500 + len(ASK.messages[0]["content"])
-
-
-def test_the_server_as_a_process_logs_before_it_answers(tmp_path: Path):
-    log = tmp_path / "served.jsonl"
-    command, root = [sys.executable, "-m", "tests.loopback", "--log", log], Path(__file__).parents[2]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
-        texts = [r.text for r in ask(url, times=3)]
-        body = orjson.dumps({"model": "m-1", "messages": ASK.messages})
-        with urlopen(Get(f"{url}/chat/completions", data=body)) as answer:  # any client will do
-            texts.append(orjson.loads(answer.read())["choices"][0]["message"]["content"])
-    finally:
-        server.kill()
-        server.wait()
-    lines = [orjson.loads(line) for line in log.read_text().splitlines()]
-    assert [(line["k"], line["n"]) for line in lines] == [(0, 0), (1, 1), (2, 2), (3, 3)]
-    assert len({line["words"] for line in lines}) == 1
-    assert sorted(t[-1] for t in texts) == ["0", "1", "2", "3"]
+def test_a_refusal_is_told_from_a_failure_by_its_status():
+    for status, kind in ((400, Refused), (413, Refused), (422, Refused), (500, EndpointFailure)):
+        with wire(http({"detail": "too long"}, status=status)) as server:
+            assert type(said(server)) is kind

@@ -1,0 +1,50 @@
+"""A request as token ids, by the chat template of a tokenizer: for models that run in this process."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import LimbeckError, Refused
+from .base import Request, in_words
+
+
+def check(request: Request, can: Sequence[str], who: str) -> None:
+    """Raises LimbeckError where a request names something that a model in this process does not take."""
+    only_template = set(request.extra or ()) == {"chat_template_kwargs"}
+    unable = [f for f in request.canonical() if f not in can and not (f == "extra" and only_template)]
+    if unable:
+        raise LimbeckError(
+            f"{who} runs in this process and takes no {unable[0]}; leave it out, or serve the model "
+            f"(vllm serve) and name it openai/… with base_url=."
+        )
+
+
+def encode(tokenizer: Any, request: Request, who: str) -> list[int]:
+    """Gives the prompt's token ids: by the chat template, or as plain text where the tokenizer has none.
+
+    A schema is said in words. Raises Refused for turns that the template or the model cannot read.
+    """
+    turns = [{**m, "content": _text(m, who)} for m in in_words(request).messages]
+    if not tokenizer.chat_template:
+        warnings.warn(f"{who} has no chat template: it reads the turns as plain text.", stacklevel=2)
+        ids = tokenizer("\n\n".join(turn["content"] for turn in turns))["input_ids"]
+    else:
+        more = (request.extra or {}).get("chat_template_kwargs", {})
+        try:
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **more)
+        except Exception as e:  # the template's own words: "system role not supported", "roles must alternate"
+            raise Refused(f"{who}: its chat template refused these turns ({e})") from e
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise Refused(f"{who}: the prompt is empty")
+    return ids
+
+
+def _text(message: Mapping[str, Any], who: str) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    kinds = [part.get("type", "text") for part in content]
+    if other := [kind for kind in kinds if kind != "text"]:
+        raise Refused(f"{who} reads text alone, and this request holds a part of type {other[0]!r}")
+    return "\n".join(part["text"] for part in content)
