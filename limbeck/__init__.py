@@ -19,7 +19,10 @@ _WHERE = {  # module: the public names that it holds
     "errors": "BudgetError Incomplete LimbeckError",
     "prompt": "Prompt",
     "models.base": "Model Reply Request",
-    "verbs": "Column ask assign concat cross dedup draw fields keep mean minus mix pair pick score shots where",
+    "verbs": (
+        "Column ask assign concat converse cross dedup draw embed fields keep mean minus mix pair pick score shots"
+        " where"
+    ),
     "train": "Objective Text teach train",
     "losses": "SFT Loss diverges forward_kl jsd reverse_kl",
     "evals": "Report Task Verdict compare evaluate exact_answer",
@@ -30,8 +33,8 @@ _HOME = {name: module for module, names in _WHERE.items() for name in names.spli
 _MODULES = ("checks", "errors", "losses", "models", "parse", "recipes")
 
 __all__ = [
-    "ask", "assign", "BudgetError", "checks", "Column", "compare", "concat", "cross", "dedup", "diverges",
-    "draw", "Dropped", "errors", "evaluate", "exact_answer", "fields", "forward_kl", "Incomplete", "jsd",
+    "ask", "assign", "BudgetError", "checks", "Column", "compare", "concat", "converse", "cross", "dedup", "diverges",
+    "draw", "Dropped", "embed", "errors", "evaluate", "exact_answer", "fields", "forward_kl", "Incomplete", "jsd",
     "Judge", "keep", "LimbeckError", "Loss", "losses", "Many", "mean", "minus", "mix", "Model", "models",
     "Objective", "op", "pair", "parse", "pick", "Prompt", "recipe", "recipes", "Reject", "Reply", "Report",
     "Request", "reverse_kl", "Run", "save", "score", "SFT", "shots", "Table", "Task", "teach", "Text", "train",
@@ -54,6 +57,8 @@ if TYPE_CHECKING:
     from .table import Table
     from .train import Objective, Text, teach, train
     from .verbs.ask import ask
+    from .verbs.converse import converse
+    from .verbs.embed import embed
     from .verbs.grade import mean, pair, score
     from .verbs.shape import Column, assign, concat, cross, draw, fields, minus, shots, where
     from .verbs.sift import dedup, keep, mix, pick

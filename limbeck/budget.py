@@ -36,7 +36,7 @@ class Budget:
         if not self.caps.keys() & {"tokens", "money"}:
             return need
         prompt = model.prompt_tokens_at_most(request)
-        written = request.max_tokens if request.max_tokens is not None else model.max_output
+        written = model.written_at_most(request)
         if ("tokens" in self.caps or ("money" in self.caps and not model.free)) and written is None:
             raise LimbeckError(
                 f"a budget wants to know the most that {model.name!r} may write, and no max_tokens is set; "

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
+from . import spans
 from .budget import Budget
 from .errors import EndpointFailure, Incomplete, Interrupted, LimbeckError, Refused
 from .fingerprint import digest
@@ -93,7 +94,7 @@ class Buying:
         self.why: dict[str, str] = {}  # the last message of each cause
         self.retries: Counter[str] = Counter()
         self.served: dict[str, str | None] = {}
-        self.bought = 0
+        self.bought, self.unpriced = 0, 0  # calls, and those of them whose price nobody knows
         self.prompt_tokens, self.completion_tokens = 0, 0
         self.left: Counter[int] = Counter()  # calls of each chunk that are still to come; for whoever reads behind
         self.moved = threading.Condition()  # told when a chunk is done and when all is over
@@ -102,6 +103,8 @@ class Buying:
         self._queues: dict[int, _Queue] = {}
         self._lanes: dict[str, _Lane] = {}
         self._finished: asyncio.Future | None = None
+        progress.state = self.state
+        self.reply = spans.replies()
 
     # -- how it goes
     @property
@@ -112,6 +115,19 @@ class Buying:
     def width(self) -> int:
         """How many calls the endpoints take together now."""
         return sum(lane.width for lane in self._lanes.values())
+
+    def state(self) -> dict[str, Any]:
+        """What there is to tell while it goes on, from any thread."""
+        lanes = list(self._lanes.values())
+        return {
+            "in_flight": sum(lane.running for lane in lanes),
+            "width": sum(lane.width for lane in lanes),
+            "bought": self.bought,
+            "unpriced": self.unpriced,
+            "tokens": [self.prompt_tokens, self.completion_tokens],
+            "retries": dict(self.retries),
+            "failed": dict(self.failed),
+        }
 
     def interrupt(self) -> None:
         """Starts nothing more. Called on the loop; what is in flight is waited for."""
@@ -155,6 +171,9 @@ class Buying:
             raise self.stopped
         job.answer = asyncio.get_running_loop().create_future()
         queue = self._queues.get(id(job.model)) or self._queue(job.model, None)
+        if not queue.lanes:
+            self.failed[(cause := "not asked: the endpoint is away")] += 1
+            raise EndpointFailure(f"{job.model.name}: its endpoint is away", cause=cause)
         queue.put(job)
         return await job.answer
 
@@ -180,6 +199,53 @@ class Buying:
             return
         if self.stopped or (not self.keep_open and all(queue.dry() for queue in self._queues.values())):
             self._finished.set_result(None)
+
+    def keep(self, model: Any, job: Job, reply: Any, refused: str | None, seconds: float) -> None:
+        """Hands what was bought to the ledger."""
+        key = job.key
+        if reply and (wrong := self._wrongly_served(model, reply.served_model)):
+            self.stop(wrong)
+            key = digest(job.key, str(reply.served_model))  # paid for and kept, but no answer of the model asked
+        self.bought += 1
+        self.unpriced += reply is not None and reply.cost is None and not model.free
+        self.prompt_tokens += reply.prompt_tokens if reply else 0
+        self.completion_tokens += reply.completion_tokens if reply else 0
+        self.ledger.put(
+            Record(
+                key=key,
+                words=job.words,
+                model=model.digest,
+                body=job.body,
+                occurrence=job.occurrence,
+                draw=job.draw,
+                salt=job.salt,
+                reply=reply.to_json() if reply else None,
+                refused=refused,
+                served=reply.served_model if reply else None,
+                prompt_tokens=reply.prompt_tokens if reply else 0,
+                completion_tokens=reply.completion_tokens if reply else 0,
+                cost=reply.cost if reply else 0.0,
+                seconds=seconds,
+                site=job.site,
+                row=job.row,
+                kind=job.kind,
+                blobs=job.blobs,
+            )
+        )
+
+    def _wrongly_served(self, model: Any, served: str | None) -> LimbeckError | None:
+        if served is None:
+            return None
+        known = self.served
+        if model.digest not in known:
+            known[model.digest] = self.ledger.served(model.digest)
+        before = known[model.digest] = known[model.digest] or served
+        if before == served:
+            return None
+        return LimbeckError(
+            f"{model.name!r} was served by {before!r} so far and is now served by {served!r}; to ask the new one, "
+            f"say so with revision={served!r} (its replies are bought anew), or bring the old one back."
+        )
 
     def done(self, job: Job) -> None:
         """Counts a call that needs no more waiting for, answered or given up."""
@@ -376,7 +442,7 @@ class _Lane:
         pace, started, real = self.pace, clock(), None
         guess = pace.start(model.prompt_tokens_at_most(job.request) / 4 if pace.counts_tokens else 0.0)
         try:
-            reply, refused = await model.reply(job.request, job.key), None
+            reply, refused = await buying.reply(model, job.request, job.key), None
         except Refused as refusal:
             reply, refused = None, str(refusal)
             real = {"calls": 1.0, "tokens": 0.0, "money": 0.0}
@@ -401,43 +467,11 @@ class _Lane:
         if model.room is not None:
             pace.told(model.room, now)
         pace.answered(now, started, reply.completion_tokens if reply else 0, self.running)
-        self._keep(model, job, reply, refused, now - started)
+        buying.keep(model, job, reply, refused, now - started)
         buying.progress.advance(money=real["money"])
         if job.answer is not None and not job.answer.done():
             job.answer.set_result((reply, refused))
         buying.done(job)
-
-    def _keep(self, model: Any, job: Job, reply: Any, refused: str | None, seconds: float) -> None:
-        """Hands what was bought to the ledger."""
-        buying, key = self.buying, job.key
-        if reply and (wrong := self._wrongly_served(model, reply.served_model)):
-            buying.stop(wrong)
-            key = digest(job.key, str(reply.served_model))  # paid for and kept, but no answer of the model asked
-        buying.bought += 1
-        buying.prompt_tokens += reply.prompt_tokens if reply else 0
-        buying.completion_tokens += reply.completion_tokens if reply else 0
-        buying.ledger.put(
-            Record(
-                key=key,
-                words=job.words,
-                model=model.digest,
-                body=job.body,
-                occurrence=job.occurrence,
-                draw=job.draw,
-                salt=job.salt,
-                reply=reply.to_json() if reply else None,
-                refused=refused,
-                served=reply.served_model if reply else None,
-                prompt_tokens=reply.prompt_tokens if reply else 0,
-                completion_tokens=reply.completion_tokens if reply else 0,
-                cost=reply.cost if reply else 0.0,
-                seconds=seconds,
-                site=job.site,
-                row=job.row,
-                kind=job.kind,
-                blobs=job.blobs,
-            )
-        )
 
     def _failed(self, failure: EndpointFailure, queue: "_Queue", found: "_Try", started: float, now: float) -> None:
         buying, job = self.buying, found.job
@@ -451,7 +485,6 @@ class _Lane:
             queue.lanes = [lane for lane in queue.lanes if lane is not self]
             if queue.lanes:  # another one answers for it
                 buying.retries[failure.cause] += 1
-                buying.progress.advance(0, retries=1)
                 queue.again(found, now)
                 return
         elif found.attempt < job.model.retries:
@@ -459,7 +492,6 @@ class _Lane:
             if self.in_a_row >= IN_A_ROW and len(queue.lanes) > 1 and now >= self._aside_until:
                 self._aside_until, self._asides = now + min(2.0**self._asides, LONGEST_ASIDE), self._asides + 1
             buying.retries[failure.cause] += 1
-            buying.progress.advance(0, retries=1)
             backoff = min(FIRST_BACKOFF * 2**found.attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
             if pause:
                 self.pace.pause(now + pause)
@@ -473,22 +505,10 @@ class _Lane:
         if queue.last_success < found.first:
             # Nobody got through while this call used up all its tries: the endpoint is away, not this call unlucky.
             queue.lanes = []
+        if not queue.lanes:
+            queue.abandon(failure)
         buying.done(job)
 
     def _unanswered(self, job: Job, why: BaseException) -> None:
         if job.answer is not None and not job.answer.done():
             job.answer.set_exception(why)
-
-    def _wrongly_served(self, model: Any, served: str | None) -> LimbeckError | None:
-        if served is None:
-            return None
-        known = self.buying.served
-        if model.digest not in known:
-            known[model.digest] = self.buying.ledger.served(model.digest)
-        before = known[model.digest] = known[model.digest] or served
-        if before == served:
-            return None
-        return LimbeckError(
-            f"{model.name!r} was served by {before!r} so far and is now served by {served!r}; to ask the new one, "
-            f"say so with revision={served!r} (its replies are bought anew), or bring the old one back."
-        )

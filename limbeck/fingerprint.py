@@ -51,15 +51,22 @@ def canonical(value: Any) -> bytes:
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
+_AS_IT_IS = frozenset((str, int, bool, type(None)))
+
+
 def plain(value: Any) -> Any:
     """JSON data in which equal numbers look equal: an integer that a column stored as a float is an integer again."""
     kind = type(value)
-    if kind is str or kind is int or value is None or kind is bool:
+    if kind in _AS_IT_IS:
         return value
     if kind is float:
         if value.is_integer() and abs(value) < 2**53:
             return int(value)
         return value if value - value == 0 else f"\0float:{value!r}"  # nan, inf: JSON has no word for them
+    if kind is dict:
+        if all(type(k) is str and type(v) in _AS_IT_IS for k, v in value.items()):  # most rows and messages
+            return value
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

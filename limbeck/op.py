@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import store, table
+from . import spans, store, table
 from .errors import LimbeckError
 from .fingerprint import canonical, digest, fingerprint
 from .parse import Reject
@@ -95,7 +95,8 @@ def row_stage(
                 found.close()
 
     key = digest(name, "row", code, fingerprint(parameters, name), rows.digest)
-    return _stage(name, key, "row", (rows,), parameters, write, lambda path: Stage(path, (rows,)))
+    with spans.span(f"stage {name}"):
+        return _stage(name, key, "row", (rows,), parameters, write, lambda path: Stage(path, (rows,)))
 
 
 def whole_stage(
@@ -116,7 +117,8 @@ def whole_stage(
             writer.add(row | {"_digest": one, "_from": _lineage(made)})
 
     key = digest(name, scope, code, fingerprint(parameters, name), *(t.digest for t in tables))
-    return _stage(name, key, scope, tables, parameters, write, lambda path: Stored(path, tables))
+    with spans.span(f"stage {name}"):
+        return _stage(name, key, scope, tables, parameters, write, lambda path: Stored(path, tables))
 
 
 def _stage(
@@ -148,6 +150,7 @@ def _stage(
     if run:
         counts = made.meta["counts"]
         run.event("stage", name=stage, op=name, reused=reused, **counts, seconds=made.meta["seconds"])
+        spans.note(reused=reused, rows_in=counts["in"], rows_out=counts["out"], rejected=sum(counts["rejected"].values()))
     return made
 
 

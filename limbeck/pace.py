@@ -37,7 +37,7 @@ class Pace:
         self._tokens = _Bucket(tokens_per_minute / 60, tokens_per_minute / 60) if tokens_per_minute else None
         self._written = 256.0  # tokens of an answer, as seen so far
         self._recent: list[float] = []
-        self._since = -1.0
+        self._since, self._window = -1.0, max(WINDOW, self.width)
         self._best_latency, self._best_rate = float("inf"), 0.0
 
     @property
@@ -115,13 +115,15 @@ class Pace:
         if self._since < 0:
             self._since = now
         self._recent.append(seconds)
-        if len(self._recent) < max(WINDOW, self.width):
+        if len(self._recent) < self._window:
             return False
         latency, rate = statistics.median(self._recent), len(self._recent) / max(now - self._since, 1e-9)
         slow = latency > TOO_SLOW * self._best_latency and rate < NO_GAIN * self._best_rate
-        self._best_latency = min(latency, self._best_latency * 1.02)  # what is asked may change: the best fades
+        if rate < 0.8 * self._best_rate:  # fewer, not just later: what is asked is now longer, the best was another's
+            self._best_latency *= 1.2
+        self._best_latency = min(latency, self._best_latency)
         self._best_rate = max(rate, self._best_rate * 0.98)
-        self._recent, self._since = [], now
+        self._recent, self._since, self._window = [], now, max(WINDOW, self.width)
         return slow
 
 
@@ -136,4 +138,5 @@ class _Bucket:
         if self._at >= 0:
             self.level = min(self.most, self.level + (now - self._at) * self.rate)
         self._at = now
-        return max(0.0, (amount - self.level) / self.rate - 1e-9)
+        lacking = amount - self.level
+        return lacking / self.rate if lacking > 1e-6 else 0.0

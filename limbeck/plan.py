@@ -30,6 +30,9 @@ class Plan:
     def ask(self, purchase: Any) -> Table:
         return purchase.stage()
 
+    def converse(self, talks: Any) -> Table:
+        return self.ask(talks)
+
     def holds(self, rows: Table) -> bool:
         """Whether `rows` are, or come from, stand-ins for what was not bought."""
         return False
@@ -41,6 +44,9 @@ class Plan:
     def train(self, student: Any, rows: Table) -> Any:
         """What train gives back under this plan."""
         raise Stopped("a plan ends where training begins.")
+
+
+EACH = ("calls", "replayed", "tokens_in", "tokens_out", "money")  # what a dry run counts for each model of an ask
 
 
 class StandIn(View):
@@ -61,11 +67,13 @@ class DryRun(Plan):
     """Buys nothing: asks give stand-ins, filters keep every row, so each count is an upper bound.
 
     Where a recipe's own code looks into rows that are not there, data decides, and the plan is unbounded from the next
-    ask on. `asks` lists {site, prompt, models, calls, replayed, money, tokens, why}; `unbounded` says why, or is None.
+    ask on. `asks` lists {site, prompt, models, calls, replayed, money, tokens, why, each} (`each` is by model);
+    `unbounded` says why, or is None.
     """
 
     def __init__(self) -> None:
         self.asks: list[dict[str, Any]] = []
+        self.models: dict[str, Any] = {}  # that are asked, by name
         self.unbounded: str | None = None
 
     def walk(self, run: Run, recipe: Callable[[], Any]) -> Any:
@@ -114,22 +122,26 @@ class DryRun(Plan):
             run.budget.worst(model, request)  # a cap on what has no bound is as wrong here as in the run
         if real:
             purchase.look_up()
-        limit = asking.sampling["max_tokens"]
+        limit = asking.sampling.get("max_tokens")
         found: dict[str, Any] = {"site": site, "prompt": asking.label, "models": [m.name for m in asking.models]}
-        found |= {"calls": 0, "replayed": 0, "money": 0.0, "tokens": 0.0}
+        each: dict[str, dict[str, Any]] = {m.name: dict.fromkeys(EACH, 0) for m in asking.models}
+        self.models |= {m.name: m for m in asking.models}
         for model, request, calls in purchase.requests():
-            need = sum(purchase.lacks[calls.start : calls.stop]) if real else asking.n
-            held = asking.n - need
-            found["replayed"] += held
-            found["calls"] += need
+            mine, need = each[model.name], sum(purchase.lacks[calls.start : calls.stop]) if real else asking.n
+            mine["replayed"] += asking.n - need
+            mine["calls"] += need
             if not need:
                 continue
             prompt = model.prompt_tokens_at_most(request)
-            written = request.max_tokens if request.max_tokens is not None else model.max_output
-            found["tokens"] += math.inf if written is None else need * (prompt + written)
+            written = model.written_at_most(request)
+            mine["tokens_in"] += need * prompt
+            mine["tokens_out"] += math.inf if written is None else need * written
             if not model.free:
                 known = model.price is not None and written is not None
-                found["money"] += need * model.price.of(prompt, written) if known else math.inf
+                mine["money"] += need * model.price.of(prompt, written) if known else math.inf
+        found |= {unit: sum(mine[unit] for mine in each.values()) for unit in ("calls", "replayed", "money")}
+        found["tokens"] = sum(mine["tokens_in"] + mine["tokens_out"] for mine in each.values())
+        found["each"] = each
         found["why"] = [
             f"no price is known for {m.name!r}" if m.price is None else f"no max_tokens for {m.name!r}"
             for m in asking.models
@@ -152,12 +164,29 @@ class DryRun(Plan):
         made.several = _several(asking)
         return made
 
+    def converse(self, talks: Any) -> Table:
+        """Has the talks whose replies are all held; where there are others, nothing bounds what is asked from here."""
+        if self.unbounded or self._many(talks.rows):
+            self.unbounded = self.unbounded or "a reply may become several rows"
+            raise Stopped(self.unbounded)
+        least = talks.rows.size if self.holds(talks.rows) else talks.look_up()
+        if not least:
+            return talks.stage()
+        why = f"the talk {talks.label!r} decides by the replies how often it asks"
+        self.asks.append(
+            {"site": talks.site, "prompt": talks.label, "models": [m.name for m in talks.models.values()],
+             "least": least, "calls": math.inf, "replayed": 0, "money": math.inf, "tokens": math.inf, "why": [why]}
+        )  # fmt: skip
+        self.unbounded = f"{why}, at least once for each of {least:,} rows"
+        return StandIn("stand-in", (talks.rows,), talks.rows.tracked)
+
     def _many(self, rows: Table) -> bool:
         return getattr(rows, "several", False) or any(self._many(p) for p in rows.parents)
 
-    def totals(self) -> dict[str, float]:
-        """{calls, replayed, money, tokens} at most; infinite where there is no bound."""
-        return {unit: sum(a[unit] for a in self.asks) for unit in ("calls", "replayed", "money", "tokens")}
+    def totals(self, whole: bool = True) -> dict[str, float]:
+        """{calls, replayed, money, tokens} at most; infinite where there is no bound; or of what is before a talk."""
+        counted = [a for a in self.asks if whole or "least" not in a]
+        return {unit: sum(a[unit] for a in counted) for unit in ("calls", "replayed", "money", "tokens")}
 
     def __str__(self) -> str:
         """The plan, a line for each ask, and its upper bound."""
@@ -165,8 +194,9 @@ class DryRun(Plan):
         for a in self.asks:
             money = "unbounded" if math.isinf(a["money"]) else f"${a['money']:.4f}"
             what = f"{a['site'].partition(':')[0]} {a['prompt']}"[:40]
-            lines.append(f"{what:<40} {', '.join(a['models'])[:28]:<28} {a['calls']:>9,} {money:>12}")
-        total = self.totals()
+            calls = f"{a['least']:,}+" if "least" in a else f"{a['calls']:,}"
+            lines.append(f"{what:<40} {', '.join(a['models'])[:28]:<28} {calls:>9} {money:>12}")
+        total = self.totals(self.unbounded is None)
         end = f"at most {total['calls']:,.0f} calls"
         end += f" ({total['replayed']:,.0f} more are held already)" if total["replayed"] else ""
         if math.isinf(total["money"]):
@@ -233,6 +263,8 @@ class Pilot(Plan):
         for keys in self.keys.values():
             by_row: dict[str, list[float]] = {}
             for call in filter(None, map(ledger.call, keys)):
+                if call["kind"] == "tool":
+                    continue
                 priced = priced and call["cost"] is not None
                 sizes = (1.0, call["prompt_tokens"] + call["completion_tokens"], call["cost"] or 0.0)
                 sums = by_row.setdefault(call["row"], [0.0, 0.0, 0.0])
@@ -261,15 +293,14 @@ class Salvage(Plan):
         self.partial: list[str] = []
 
     def ask(self, purchase: Any) -> Table:
-        asking, site = purchase.asking, purchase.site
         if not purchase.look_up():
             made = purchase.stage()
         else:
-            self.partial.append(f"{site} ({asking.label})")
+            self.partial.append(f"{purchase.site} ({purchase.label})")
             finished = ({k: v for k, v in r.items() if k != "_row"} for r in purchase.finished())
             made = Table.from_rows(finished, name="finished")
             if not made.size:
-                raise Stopped(f"nothing is finished of ask {site}.")
+                raise Stopped(f"nothing is finished of {purchase.site}.")
         self.rows = made
         return made
 

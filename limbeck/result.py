@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import store
 from .errors import LimbeckError
 from .fingerprint import digest, fingerprint
 from .models.base import Model
@@ -160,6 +161,17 @@ def stages(directory: Path) -> list[dict[str, Any]]:
             used.setdefault(event["name"])
     held = [directory / "stages" / name / "meta.json" for name in used]
     return [{"name": path.parent.name, **json.loads(path.read_text())} for path in held if path.exists()]
+
+
+def ancestors(directory: Path, described: Any, found: dict[str, None]) -> None:
+    """Adds the names of the stages behind a table, as its description says, that are still there; sources first."""
+    for parent in described.get("of", ()):
+        ancestors(directory, parent, found)
+    name = described.get("stage")
+    if name and name not in found and (directory / "stages" / name / "meta.json").exists():
+        for parent in store.meta(directory / "stages" / name)["inputs"]:
+            ancestors(directory, parent, found)
+        found.setdefault(name)
 
 
 def rejects(directory: Path) -> dict[str, int]:

@@ -1,14 +1,16 @@
 """Run: one directory with its store, ledger, budget and events. The only thing in limbeck that has a state."""
 
+import functools
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from . import engine, table
+from . import engine, spans, table
 from .budget import Budget
 from .errors import LimbeckError
 from .ledger import Ledger
@@ -65,6 +67,8 @@ class Run:
         self.search: list[Path] = []  # folders in which a user's own prompts lie
         self.leader: Path | None = None  # under torchrun, the directory of the process that buys for all
         self.models: dict[int, Any] = {}  # asked so far: closed with the run
+        self._noted, self._warned = set[str](), set[str]()  # models whose terms were written down, and shown
+        self._telling = threading.Lock()
 
     def __enter__(self) -> "Run":
         if rank := int(os.environ.get("RANK", "0")):
@@ -78,7 +82,8 @@ class Run:
         self._lock = lock(self.dir)
         self.store = Store(self.dir / "stages")
         self.ledger = Ledger(self.dir / "ledger")
-        self.budget = Budget(self.caps, self.ledger.spent())
+        promised = self.ledger.batches.promised()  # to batches that a provider works on
+        self.budget = Budget(self.caps, {unit: n + promised[unit] for unit, n in self.ledger.spent().items()})
         self._events = (self.dir / "events.jsonl").open("a+", encoding="utf-8")
         if not _ends_well(self.dir / "events.jsonl"):
             self._events.write("\n")  # a kill cut the last line short
@@ -86,6 +91,8 @@ class Run:
         _open.append(self)
         table.home.append(self.store)
         self.event("open", pid=os.getpid())
+        self._span = spans.span("run", directory=self.dir.name)
+        self._span.__enter__()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
@@ -98,6 +105,8 @@ class Run:
             record.write_text(json.dumps({"stages": list(self.store.used)}))
             record.rename(self.dir / "used.json")
         self.event("close", error=f"{kind.__name__}: {error}" if kind else None, spent=self.ledger.spent())
+        spans.note(spent=self.ledger.spent())
+        self._span.__exit__(kind, error, trace)
         self._events.close()
         self.ledger.close()
         self._lock.close()
@@ -105,8 +114,9 @@ class Run:
     def event(self, kind: str, **fields: Any) -> None:
         """Appends one line to events.jsonl: {"v", "at", "event", …}."""
         line = {"v": EVENTS_VERSION, "at": round(time.time(), 3), "event": kind, **fields}
-        self._events.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-        self._events.flush()
+        with self._telling:
+            self._events.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+            self._events.flush()
 
     def lenders(self) -> list[Path]:
         """The directories whose replies are taken over for free."""
@@ -123,8 +133,20 @@ class Run:
         if self.progress:
             print(line, file=sys.stderr)
 
-    def bar(self, label: str, total: int | None, note: str = "") -> Progress:
-        return Progress(label, total, shown=self.progress, note=note)
+    def consent(self, models: Iterable[Any], buys: bool) -> None:
+        """Says once what the terms of each model's outputs are, before the first call to it is bought; keeps it."""
+        for model in models:
+            if model.digest not in self._noted:
+                self._noted.add(model.digest)
+                self.event("terms", model=model.name, digest=model.digest, terms=model.terms)
+            if buys and model.terms and model.digest not in self._warned:
+                self._warned.add(model.digest)
+                print(f"terms of {model.name}: {model.terms}", file=sys.stderr)
+
+    def bar(self, label: str, total: int | None, note: str = "", site: str | None = None) -> Progress:
+        """A bar for work of this run; of an ask (`site`), how it goes is told in events too, and a summary follows."""
+        tell = functools.partial(self.event, "progress", site=site) if site else None
+        return Progress(label, total, shown=self.progress, note=note, tell=tell, stays=site is None)
 
     def _follow(self, rank: int) -> None:
         """Makes this a process that torchrun started beside the first: it buys nothing, and shares what is trained."""

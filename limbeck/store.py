@@ -102,9 +102,9 @@ def read(path: Path, columns: Iterable[str] | None = None) -> Iterator[dict[str,
                 decoded = [physical.from_array(batch.column(i), batch.schema.field(i)) for i in range(len(names))]
                 for values in zip(*decoded, strict=True):
                     yield dict(zip(names, values, strict=True))
-    except FileNotFoundError:
-        raise
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the machine's refusal, such as too many open files: nothing is known of the bytes
         why = " ".join(str(error).split())
         if not (path.parent / "meta.json").exists():
             raise LimbeckError(f"{path} cannot be read, it may be damaged: {why}") from None
@@ -173,6 +173,8 @@ def damage(stage: Path) -> str | None:
     except FileNotFoundError as error:
         return f"{Path(error.filename or SUMS).name} is missing"
     except (pa.ArrowException, OSError, ValueError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         return " ".join(str(error).split())
     return None
 

@@ -3,6 +3,8 @@
 As a process: python -m tests.durability URL DIRECTORY ROWS
 """
 
+import hashlib
+import json
 import os
 import random
 import signal
@@ -54,6 +56,11 @@ def durable(directory: Path) -> dict[str, str]:
         return {}
     finally:
         db.close()
+
+
+def words_of(model: str, messages: list[dict]) -> str:
+    """The name that the server's log has for a question."""
+    return hashlib.sha256(json.dumps([model, messages], sort_keys=True).encode()).hexdigest()
 
 
 def kill_once(server, directory: Path, rows: int, after: int) -> tuple[int, dict[str, str]]:

@@ -13,7 +13,7 @@ import limbeck
 HOME = Path(limbeck.__file__).parent
 LAYERS = [
     {"errors"},
-    {"disk", "fingerprint", "parse", "physical", "progress"},
+    {"disk", "fingerprint", "parse", "physical", "progress", "spans", "words"},
     {"checks", "ledger", "pictures", "schema", "prompt", "recipe", "readers", "similar", "store", "table"},
     {"budget", "pace", "engine", "op", "plan", "run", "trace"},
     {"models"},

@@ -32,7 +32,7 @@ def test_events_have_a_version_and_tell_the_story(tmp_path):
         lb.ask(lb.Table.from_rows([{"prompt": "x"}]), Fake(lambda r: "y"), "{prompt}")
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert {e["v"] for e in events} == {runs.EVENTS_VERSION}
-    assert [e["event"] for e in events] == ["open", "ask", "bought", "stage", "close"]
+    assert [e["event"] for e in events] == ["open", "terms", "ask", "bought", "stage", "close"]
 
 
 def test_the_run_is_closed_and_nothing_is_recorded_as_used_after_an_error(tmp_path):

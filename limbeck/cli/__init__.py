@@ -1,4 +1,4 @@
-"""The command line: `limbeck quickstart | run | export | methods | show | trace | gc | ledger | serve | report`.
+"""The command line: `limbeck quickstart | run | price | export | methods | show | trace | gc | ledger | serve | report`.
 
 Only Typer is imported here: `limbeck --help` must answer at once, so each command imports what it needs.
 """
@@ -67,6 +67,33 @@ def run(
     from .run import run as it
 
     options: dict[str, Any] = {"budget": budget, "limit": limit, "seed": seed, "dry_run": dry_run, "pilot": pilot}
+    options |= {"rename": rename or [], "reuse": reuse or [], "accept_changes": accept_changes}
+    with _ended(out):
+        it(target, arguments or [], out=out, **options)
+
+
+@app.command()
+def price(
+    target: Annotated[
+        str | None, typer.Argument(help="A recipe as `limbeck run` takes it, or a model. Default: the list prices.")
+    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="name=value …, as for `limbeck run`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory: what it holds is not bought again.")] = None,
+    budget: Annotated[str | None, typer.Option(help="A hard cap, for the pilot.")] = None,
+    pilot: Annotated[int | None, typer.Option(min=1, help="Buy K rows, for good, and estimate from them.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first N rows of each table.")] = None,
+    rename: Annotated[list[str] | None, typer.Option(help="old=new: a column of the tables by another name.")] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Let the pilot buy again what a change covers.")
+    ] = False,
+    reuse: Annotated[list[Path] | None, typer.Option(help="An earlier run directory whose replies count.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The recipe's seed.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Say what a run would cost at most, ask by ask, before anything is bought; or what models cost."""
+    from .price import price as it
+
+    options: dict[str, Any] = {"budget": budget, "limit": limit, "seed": seed, "pilot": pilot, "as_json": as_json}
     options |= {"rename": rename or [], "reuse": reuse or [], "accept_changes": accept_changes}
     with _ended(out):
         it(target, arguments or [], out=out, **options)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from .. import result
 from ..errors import LimbeckError
 from ..ledger import Ledger
-from ..report.words import paid
+from ..words import paid
 
 _COUNTED = ("calls", "tokens_in", "tokens_out", "money", "unpriced", "refused", "reused", "tools")
 _GROUPS = """

@@ -11,12 +11,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .. import formats, plan, report, result
+from .. import formats, plan, report, result, spans
 from ..bind import Source, bind, pairs, shaped
 from ..errors import LimbeckError
+from ..formats import card
 from ..models.base import Model
 from ..recipe import Recipe, find
-from ..report.words import paid
+from ..words import paid
 from ..run import Run
 from ..table import Table
 from . import say
@@ -40,24 +41,19 @@ def run(
     seed: int | None,
 ) -> None:
     """Runs a recipe in a run directory and writes what came of it there."""
+    spans.export()
     if dry_run and pilot:
         raise LimbeckError("--dry-run buys nothing and --pilot buys a little; give one of them.")
-    name, given = _config(target) if target.endswith((".yaml", ".yml")) else (target, {})
-    given |= pairs(words)
-    if seed is not None:
-        given["seed"] = seed
-    method = find(name)
-    _no_options(method, given)
-    bound = bind(method.fn, given, method.name)
+    method, name, given, bound = chosen(target, words, seed)
     columns = pairs(rename)
     out = out or Path("runs") / method.name.replace(":", "-")
     record = _record(method, name, given, {"limit": limit, "rename": columns, "budget": budget})
-    before = _check_directory(out, method.name)
+    before = check_directory(out, method.name)
     opened, saved = False, None
     try:
         with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes) as it:
-            it.search = _beside(method, name)
-            arguments, rows = _opened(bound, limit, columns, pilot)
+            it.search = beside(method, name)
+            arguments, rows = opened(bound, limit, columns, pilot)
             if dry_run or pilot:
                 _planned(it, lambda: method.fn(**arguments), rows, pilot)
                 return
@@ -80,6 +76,17 @@ def run(
             _report(out)
     cost = paid(spent["money"], _unpriced(out) - unknown)
     print("\n".join(say.summary(record, out, saved, spent, cost, result.rejects(out))))
+
+
+def chosen(target: str, words: list[str], seed: int | None) -> tuple[Recipe, str, dict[str, Any], dict[str, Any]]:
+    """The recipe that was named, how it was named, its arguments as they were given and as they are bound."""
+    name, given = _config(target) if target.endswith((".yaml", ".yml")) else (target, {})
+    given |= pairs(words)
+    if seed is not None:
+        given["seed"] = seed
+    method = find(name)
+    _no_options(method, given)
+    return method, name, given, bind(method.fn, given, method.name)
 
 
 def export(directory: Path, format: str, out: Path | None, partial: bool) -> None:
@@ -114,6 +121,9 @@ def export(directory: Path, format: str, out: Path | None, partial: bool) -> Non
     if target.resolve() == path.resolve():
         target = directory / "export.parquet"  # rows.parquet is the run's own, with its lineage
     print(formats.export(rows, format, target))
+    written = card.write(directory, target, rows, partial)
+    why = "" if written and written.name == card.NAME else f": {target.with_name(card.NAME)} is not its own, or was edited"
+    print(f"its card is {written}{why}" if written else f"no card was written{why}", file=sys.stderr)
 
 
 def _no_options(method: Recipe, given: dict[str, Any]) -> None:
@@ -125,7 +135,7 @@ def _no_options(method: Recipe, given: dict[str, Any]) -> None:
             raise LimbeckError(f"{method.name} takes no {name!r}: it is an option of the command; write {option} ….")
 
 
-def _beside(method: Recipe, target: str) -> list[Path]:
+def beside(method: Recipe, target: str) -> list[Path]:
     """The folder of a user's file: prompts that it names lie there. A built-in recipe has none."""
     return [method.source.parent] if ".py" in target else []
 
@@ -155,7 +165,7 @@ def _config(path: str) -> tuple[str, dict[str, Any]]:
     return (str(Path(path).parent / target) if ".py" in target and beside.is_file() else target), data
 
 
-def _opened(
+def opened(
     bound: dict[str, Any], limit: int | None, columns: dict[str, str], pilot: int | None = None
 ) -> tuple[dict[str, Any], int]:
     """The arguments with their tables read, and the rows of the largest one before a pilot cuts it."""
@@ -197,7 +207,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _check_directory(out: Path, name: str) -> dict[str, Any]:
+def check_directory(out: Path, name: str) -> dict[str, Any]:
     """The record of the run that `out` holds, {} for none. Raises where it is another recipe's."""
     held = result.read(out / "run.json")
     if held and held.get("recipe") != name:
@@ -252,12 +262,17 @@ def _planned(run: Run, walk: Callable[[], Any], rows: int, pilot: int | None) ->
         dry.walk(run, walk)
         print(dry)
         return
+    print("\n".join(say.pilot(**piloted(run, walk, rows, pilot))))
+
+
+def piloted(run: Run, walk: Callable[[], Any], of: int, pilot: int) -> dict[str, Any]:
+    """Runs the recipe as a pilot; what it bought and found, as `say.pilot` wants it."""
     before, unknown, measured = run.ledger.spent(), _unpriced(run.dir), plan.Pilot()
     measured.walk(run, walk)
     spent = {k: v - before[k] for k, v in run.ledger.spent().items()}
-    found = measured.estimate(run.ledger, min(pilot, rows), rows)
-    cost = paid(spent["money"], _unpriced(run.dir) - unknown)
-    print("\n".join(say.pilot(found, spent, cost, min(pilot, rows), rows, measured.ends)))
+    rows, cost = min(pilot, of), paid(spent["money"], _unpriced(run.dir) - unknown)
+    found = measured.estimate(run.ledger, rows, of)
+    return {"found": found, "spent": spent, "paid": cost, "rows": rows, "of": of, "ends": measured.ends}
 
 
 def _unpriced(directory: Path) -> int:
@@ -272,8 +287,8 @@ def _salvaged(directory: Path) -> Table:
     bound = bind(method.fn, record["arguments"], method.name)
     options = record["options"]
     with Run(directory, progress=False) as it:
-        it.search = _beside(method, record["target"])
-        arguments, _ = _opened(bound, options.get("limit"), options.get("rename") or {})
+        it.search = beside(method, record["target"])
+        arguments, _ = opened(bound, options.get("limit"), options.get("rename") or {})
         salvage = plan.Salvage()
         made = salvage.walk(it, lambda: method.fn(**arguments))
         rows = next((p for p in (made if isinstance(made, tuple) else (made,)) if isinstance(p, Table)), salvage.rows)

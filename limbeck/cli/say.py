@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..report.words import money
+from ..words import money
 
 
 def pilot(

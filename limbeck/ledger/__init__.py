@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import LimbeckError
 from .blobs import Blobs, Damaged, frame, frame_json, is_whole, unframe, unframe_json
 from .file import COLUMNS, INSERT, columns, is_damage, readable, suspect, writable
+from .submitted import Submitted
 from .tokens import LARGE, decode, encode
 
 KEY_SCHEMA = 1  # what a call's key is made of; a change here means that old replies are not found
@@ -54,6 +55,7 @@ class Ledger:
     def __init__(self, directory: Path, *, readonly: bool = False):
         self.path = directory / "calls.sqlite"
         self.blobs = Blobs(directory / "blobs")
+        self.batches = Submitted(self)
         self.network: str | None = None
         self._db: sqlite3.Connection | None = None
         try:

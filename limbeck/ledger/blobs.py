@@ -97,7 +97,7 @@ class Blobs:
     def entry(self, pack: str, at: int, size: int) -> bytes:
         """One entry of a pack. Raises Damaged where it is not there."""
         found = b""
-        with contextlib.suppress(OSError), (self.directory / pack).open("rb") as file:
+        with contextlib.suppress(OSError, ValueError), (self.directory / pack).open("rb") as file:
             found = os.pread(file.fileno(), size, at)
         if len(found) < size:
             raise Damaged(f"{self.directory / pack} ends before byte {at + size}")

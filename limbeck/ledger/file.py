@@ -6,10 +6,12 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .. import disk
 from ..errors import LimbeckError
 from .blobs import is_whole
+from .submitted import TABLES as _BATCHES
 
 _TABLES = """
 create table if not exists meta (name text primary key, value text);
@@ -41,6 +43,7 @@ COLUMNS = (
 )  # fmt: skip
 INSERT = f"insert or ignore into call ({', '.join(COLUMNS)}) values ({', '.join('?' * len(COLUMNS))})"
 _CHECKED = 64 << 20  # bytes; a larger file is not read through after a kill: damage shows when it is read
+_SPAN, _GAP = 1024, 16  # rows read at a time of a damaged file, and how many such spans without any are its end
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -77,7 +80,9 @@ def writable(path: Path) -> tuple[sqlite3.Connection, str | None]:
         db.close()
         if isinstance(error, sqlite3.OperationalError) and not is_damage(error):
             raise
-        raise LimbeckError(_replace(path, " ".join(str(error).replace("*** in database main ***", "").split()))) from None
+        raise LimbeckError(
+            _replace(path, " ".join(str(error).replace("*** in database main ***", "").split()))
+        ) from None
     if new:
         disk.sync(path.parent)
         disk.sync(path.parent.parent)
@@ -91,6 +96,8 @@ def complete(db: sqlite3.Connection) -> None:
     steps = [f"alter table call add column {name} {kind};" for name, kind in _ADDED.items() if name not in have]
     if not db.execute("select 1 from sqlite_master where name = 'total'").fetchone():
         steps.append(_TOTALS)
+    if not db.execute("select 1 from sqlite_master where name = 'batch'").fetchone():
+        steps.append(_BATCHES)
     if steps:
         db.executescript("\n".join(["begin;", _TABLES, *steps, "commit;"]))
 
@@ -160,33 +167,48 @@ def _salvage(path: Path, fresh: Path) -> tuple[int, int | None]:
                 return 0, None
             with contextlib.suppress(sqlite3.DatabaseError):  # images: an older ledger has none
                 new.executemany("insert into image values (?, ?)", old.execute("select words, digest from image"))
+            for table, width in (("batch", 9), ("batch_call", 10)):  # an older ledger has none
+                with contextlib.suppress(sqlite3.DatabaseError):
+                    handed_in = old.execute(f"select * from {table}").fetchall()
+                    new.executemany(f"insert into {table} values ({', '.join('?' * width)})", handed_in)
             known: set[str] = set()
             for rows in _rows(old, "request", "select words, model, body from request"):
                 whole = [r for r in rows if is_whole(r[2], r[0])]
                 new.executemany("insert or ignore into request values (?, ?, ?)", whole)
                 known.update(r[0] for r in whole)
             for rows in _rows(old, "call", sql):
-                whole = [c for c in rows if c[1] in known and is_whole(c[6], c[0])]
+                whole = [c for c in rows if c[1] in known and is_whole(c[6], c[0]) and not any(map(_blank, c))]
                 new.executemany(INSERT, whole)
             saved = new.execute("select count(*) from call").fetchone()[0]
         try:
-            return saved, old.execute("select max(rowid) from call").fetchone()[0] - saved
-        except (sqlite3.DatabaseError, TypeError):
+            held = old.execute("select count(*) from call").fetchone()[0]  # counts an index, not the rows
+        except sqlite3.DatabaseError:
             return saved, None
+        return saved, held - saved if held >= saved else None
+
+
+def _blank(value: Any) -> bool:
+    """Whether a text is what a disk gives for bytes that it never got."""
+    return isinstance(value, str) and "\0" in value
 
 
 def _rows(db: sqlite3.Connection, table: str, sql: str) -> Iterator[list[tuple]]:
     """The rows of a table that can be read, some at a time: a span that cannot is halved, down to single rows."""
-    try:
+    last = 0
+    with contextlib.suppress(sqlite3.DatabaseError):
         last = db.execute(f"select max(rowid) from {table}").fetchone()[0] or 0
+    start, nothing = 1, 0
+    while start <= last or nothing < _GAP:  # `last` itself may be damaged
+        found = list(_readable(db, sql, start, start + _SPAN - 1))
+        yield found
+        start, nothing = start + _SPAN, 0 if found else nothing + 1
+
+
+def _readable(db: sqlite3.Connection, sql: str, low: int, high: int) -> Iterator[tuple]:
+    try:
+        yield from db.execute(f"{sql} where rowid between ? and ?", (low, high)).fetchall()
     except sqlite3.DatabaseError:
-        last = db.execute("pragma page_count").fetchone()[0] * 64
-    spans = [(at, min(at + 1023, last)) for at in range(1, last + 1, 1024)]
-    while spans:
-        low, high = spans.pop(0)
-        try:
-            yield db.execute(f"{sql} where rowid between ? and ?", (low, high)).fetchall()
-        except sqlite3.DatabaseError:
-            if low < high:
-                middle = (low + high) // 2
-                spans[:0] = [(low, middle), (middle + 1, high)]
+        if low < high:
+            middle = (low + high) // 2
+            yield from _readable(db, sql, low, middle)
+            yield from _readable(db, sql, middle + 1, high)

@@ -34,6 +34,7 @@ _BUILT_IN = {
     "litellm": "litellm:LiteLLM",
     "openai": "openai:OpenAI",
     "tiny": "shipped:named",
+    "vllm": "vllm:VLLM",
 }
 # What `get` sets on every model; none of it changes what a model answers, so none of it is in the digest.
 _COUNTS = {"max_output": 1, "max_concurrency": 1, "retries": 0}  # and the least that makes sense

@@ -34,7 +34,7 @@ class Anthropic(HTTP):
         "anthropic-ratelimit-requests-remaining", "anthropic-ratelimit-requests-reset",
         "anthropic-ratelimit-tokens-remaining", "anthropic-ratelimit-tokens-reset",
     )  # fmt: skip
-    can = frozenset({"chat", "tools", "vision"})
+    can = frozenset({"chat", "tools", "vision", "batch"})
 
     def _settle(self, url: str, query: str, userinfo: str) -> None:
         super()._settle(url, query, userinfo)

@@ -27,7 +27,7 @@ class Request:
 
     def canonical(self) -> dict[str, Any]:
         """What was set, and nothing else: the part of a call's key that the request makes."""
-        told = {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+        told = {name: v for name in self.__slots__ if (v := getattr(self, name)) is not None}
         if any(type(m.get("content")) is list for m in self.messages):
             told["messages"] = pictures.by_digest(self.messages)
         return told
@@ -51,11 +51,11 @@ class Reply:
     vector: list[float] | None = None  # of a text that was embedded
 
     def to_json(self) -> dict[str, Any]:
-        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+        return {name: v for name in self.__slots__ if (v := getattr(self, name)) is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Reply":
-        return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data})
+        return cls(**{name: data[name] for name in cls.__slots__ if name in data})
 
 
 def in_words(request: Request) -> Request:
@@ -152,6 +152,12 @@ class Model:
         if request.schema is not None:
             total += 128  # the words that `in_words` puts before it
         return total + len((request.embed or "").encode("utf-8", "replace"))
+
+    def written_at_most(self, request: Request) -> int | None:
+        """The most tokens that it may write in answer; None where nothing bounds it."""
+        if request.embed is not None:
+            return 0
+        return request.max_tokens if request.max_tokens is not None else self.max_output
 
     async def close(self) -> None:
         """Gives back connections or memory. Called once, when the run closes."""

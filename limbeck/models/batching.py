@@ -15,6 +15,8 @@ from .cache import pad_left, positions
 from .generate import Batch, Row, Sampling
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from .hf import HF
 
 Future = concurrent.futures.Future[Reply]
@@ -30,8 +32,8 @@ def serve(model: "HF", asked: Iterable[Asked], more: Callable[[], list[Asked]]) 
     serving = _Serving(model)
     try:
         serving.accept(asked)
-        with _threads(model):
-            while serving.waiting or serving.running:
+        with threads(model.weights()):
+            while (serving.waiting or serving.running) and not model.leaving:
                 serving.admit()
                 serving.step()
                 serving.accept(more())
@@ -206,9 +208,9 @@ def _embed(model: "HF", texts: list[list[int]]) -> list[list[float]]:
 
 
 @contextlib.contextmanager
-def _threads(model: "HF") -> Iterator[None]:
+def threads(weights: "PreTrainedModel") -> Iterator[None]:
     """Computes with one thread where the model is small: at its size threads wait for one another."""
-    before, weights = torch.get_num_threads(), model.weights()
+    before = torch.get_num_threads()
     small = weights.device.type == "cpu" and weights.num_parameters() <= _SMALL
     if small and before > 1:
         torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 _SLACK = 64  # columns beyond those in use, so that the blocks are laid out anew once in as many steps
-_PREFILL = 8192  # tokens of prompts that go through the model at a time
+_PREFILL = 4096  # tokens of prompts that go through the model at a time
 _SHARED, _SHARERS = 32, 4  # tokens that prompts must begin with alike, and how many prompts, to read them once for all
 
 

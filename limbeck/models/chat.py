@@ -19,12 +19,13 @@ def check(request: Request, can: Sequence[str], who: str) -> None:
         )
 
 
-def encode(tokenizer: Any, request: Request, who: str) -> list[int]:
+def encode(tokenizer: Any, request: Request, who: str, schema_in_words: bool = True) -> list[int]:
     """Gives the prompt's token ids: by the chat template, or as plain text where the tokenizer has none.
 
-    A schema is said in words. Raises Refused for turns that the template or the model cannot read.
+    Raises Refused for turns that the template or the model cannot read.
     """
-    turns = [{**m, "content": _text(m, who)} for m in in_words(request).messages]
+    said = in_words(request) if schema_in_words else request
+    turns = [{**m, "content": _text(m, who)} for m in said.messages]
     if not tokenizer.chat_template:
         warnings.warn(f"{who} has no chat template: it reads the turns as plain text.", stacklevel=2)
         ids = tokenizer("\n\n".join(turn["content"] for turn in turns))["input_ids"]

@@ -3,6 +3,7 @@
 import mimetypes
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
@@ -33,7 +34,7 @@ class Gemini(HTTP):
 
     def _settle(self, url: str, query: str, userinfo: str) -> None:
         super()._settle(url, query, userinfo)
-        self._full = self.model if "/" in self.model else f"models/{self.model}"
+        self._full = quote(self.model if "/" in self.model else f"models/{self.model}")
         self._gather = Gather(self._vectors, _EMBED_BATCH)
 
     def _headers(self) -> dict[str, str]:

@@ -87,6 +87,8 @@ class Batch:
         """Writes one token of every row and gives the rows that are done with it."""
         if 8 * self.unfinished <= 7 * len(self.rows):  # leaving copies other rows, staying is a row's work for nothing
             self._leave()
+        if not self.rows:
+            return []
         logits_bv = self.memory.forward([row.last for row in self.rows])
         chances = [next(row.chances) for row in self.rows] if self.picking.hot else []
         finished = []

@@ -5,6 +5,7 @@ imported when weights are first needed: naming a model, or finding its replies i
 """
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import functools
@@ -32,6 +33,15 @@ _DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 _TAKES = ("messages", "temperature", "top_p", "max_tokens", "stop", "logprobs", "schema", "embed")  # of a request
 # The evaluation copies in memory: two models with the same weights share them.
 _loaded: "weakref.WeakValueDictionary[tuple, PreTrainedModel]" = weakref.WeakValueDictionary()
+# The models whose workers may be running: torch aborts a process that ends in the middle of a step.
+_working: "weakref.WeakSet[HF]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    for model in list(_working):
+        model.leaving = True
+        model.end_worker(timeout=10.0)
 
 
 class HF(Model):
@@ -83,6 +93,7 @@ class HF(Model):
         self._asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._lock = threading.RLock()
+        self.leaving = False  # the process ends: what is being written is dropped
         self._held: PreTrainedModel | None = None
         self._spelled: dict[int, str] = {}
 
@@ -154,17 +165,22 @@ class HF(Model):
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name=self.name, daemon=True)
                 self._worker.start()
+                _working.add(self)
         return await asyncio.wrap_future(future)
 
     async def close(self) -> None:
         """Ends the worker and lets go of the weights; a later reply loads them again."""
+        await asyncio.get_running_loop().run_in_executor(None, self.end_worker)
+        self._held = None
+
+    def end_worker(self, timeout: float | None = None) -> None:
+        """Waits until the worker has answered all and ended; a later reply begins another."""
         with self._lock:
             worker = self._worker
             if worker is not None:
                 self._asked.put(None)
         if worker is not None:
-            await asyncio.get_running_loop().run_in_executor(None, worker.join)
-        self._held = None
+            worker.join(timeout)
 
     def _work(self) -> None:
         """The worker thread: answers what is asked until it is closed or idle."""

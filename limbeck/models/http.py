@@ -87,7 +87,11 @@ class HTTP(Model):
     def _address(self, url: str) -> tuple[str, str, str]:
         """An address without what belongs in no message: (url, query, user:password)."""
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
+        except ValueError:  # a port that is no number
+            usable = False
+        if not usable:
             shown = url.rpartition("@")[2].partition("?")[0]
             raise LimbeckError(f'{self.name} wants base_url as "http://host:port/v1"; it got {shown!r}.')
         userinfo, _, host = parts.netloc.rpartition("@")

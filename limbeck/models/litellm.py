@@ -21,6 +21,7 @@ class LiteLLM(OpenAI):
 
     provider = "litellm"
     key_names = (_HINT,)
+    can = OpenAI.can - {"batch"}
 
     def __init__(
         self,
@@ -52,6 +53,10 @@ class LiteLLM(OpenAI):
         try:
             answer = await send(**body, **{k: v for k, v in own.items() if v is not None})
         except Exception as e:
+            if "No module named" in str(e):  # litellm imports some of what it needs only now
+                raise self._final(
+                    "litellm", f"is not whole ({self._short(str(e))}); pip install what is missing."
+                ) from e
             status = getattr(e, "status_code", None)
             if not isinstance(status, int):
                 raise self._away("litellm", f"litellm failed ({type(e).__name__}: {self._short(str(e))})") from e
@@ -63,6 +68,7 @@ class LiteLLM(OpenAI):
 
 
 def _package() -> Any:
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # importing it would fetch a file from the network
     try:
         import litellm
     except ImportError as e:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import LimbeckError, Refused
+from ..errors import EndpointFailure, LimbeckError, Refused
 from .base import Reply, Request
 from .gather import Gather, shares
 from .http import HTTP
@@ -31,7 +31,7 @@ class OpenAI(HTTP):
         "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
         "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens",
     )  # fmt: skip
-    can = frozenset({"chat", "logprobs", "tools", "vision", "embed"})
+    can = frozenset({"chat", "logprobs", "tools", "vision", "embed", "batch"})
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class OpenAI(HTTP):
     def _settle(self, url: str, query: str, userinfo: str) -> None:
         super()._settle(url, query, userinfo)
         self._gather = Gather(self._vectors, self.embed_batch)
+        self._newer = url == self.home  # it takes max_completion_tokens alone
 
     def _path(self, request: Request) -> str:
         return "/chat/completions"
@@ -65,7 +66,7 @@ class OpenAI(HTTP):
                 body[field] = value
         limit = request.max_tokens or self.limit
         if limit is not None:  # OpenAI's reasoning models refuse the older name, other servers know no other
-            body["max_completion_tokens" if self.endpoint == self.home else "max_tokens"] = limit
+            body["max_completion_tokens" if self._newer else "max_tokens"] = limit
         if request.logprobs is not None:
             body["logprobs"] = True
             if request.logprobs:
@@ -130,6 +131,10 @@ class OpenAI(HTTP):
             unknown = unknown or ("model" in message.lower() and self.model in message and _UNKNOWN.search(message))
             if unknown:
                 return self._final(cause, f"does not serve {self.model!r} ({said}); name a model that it has.")
+            if "max_completion_tokens" in message and self.endpoint != self.home:
+                self._newer = True
+                words = "it gets max_completion_tokens instead of max_tokens from now on"
+                return EndpointFailure(f"{self.name} at {self.host}: {words} ({said})", cause="max_tokens")
             if code in ("unsupported_parameter", "unsupported_value") and "response_format" not in message:
                 return self._final(cause, f"takes no such setting ({said}); leave it out.")
         if code == "insufficient_quota":

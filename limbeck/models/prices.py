@@ -9,6 +9,7 @@ import re
 
 from .base import Price
 
+AS_OF = "November 2026"
 # name: dollars per million tokens in, out, most tokens out
 _KNOWN: dict[str, tuple[float, float, int]] = {
     "gpt-5.6-sol": (4.0, 20.0, 128_000),
@@ -64,6 +65,11 @@ _KNOWN: dict[str, tuple[float, float, int]] = {
     "gemini-embedding-001": (0.15, 0.0, 0),
 }
 _SNAPSHOT = re.compile(r"-(\d{4}-\d\d-\d\d|\d{8}|latest)$")
+
+
+def listed() -> dict[str, tuple[Price, int]]:
+    """The whole table: what a model costs and the most tokens it can write, by its name."""
+    return {name: (Price(into, out), most) for name, (into, out, most) in _KNOWN.items()}
 
 
 def price_of(name: str) -> tuple[Price | None, int | None]:

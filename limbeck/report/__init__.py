@@ -17,7 +17,7 @@ from ..errors import LimbeckError
 from ..run import current
 from ..trace import trace
 from .curve import curves
-from .words import duration, money, paid, short
+from ..words import duration, money, paid, short
 
 _SELF_TOLD = ("LimbeckError", "BudgetError", "Incomplete", "Interrupted", "ChangedError")  # their words say enough
 _SAMPLES, _REJECTS, _LONGEST = 3, 8, 2500  # rows shown, rejected rows shown, characters of one value
@@ -82,18 +82,18 @@ def _told(directory: Path, saved: dict, events: list[dict]) -> list[dict]:
     held = {s["name"]: s for s in result.stages(directory)}
     behind: dict[str, None] = {}
     if table := result.table_of(saved):
-        _ancestors(directory, table["stage"], behind)
+        result.ancestors(directory, table["stage"], behind)
     else:
         for name in held:
             own: dict[str, None] = {}
-            _ancestors(directory, {"stage": name}, own)
+            result.ancestors(directory, {"stage": name}, own)
             if not any(n.startswith("numbered-items-") for n in own):
                 behind |= own
     asked, labels = "", {}
     for event in events:  # an ask's event comes right before that of its stage
         if event["event"] == "ask":
             asked = f"ask {event['prompt']} of {', '.join(event['models'])}"
-        elif event["event"] == "stage" and event["op"] == "ask" and asked:
+        elif event["event"] == "stage" and event["op"] in ("ask", "converse") and asked:
             labels[event["name"]], asked = asked, ""
     sources = [n for n in behind if n not in held]
     found = []
@@ -101,17 +101,6 @@ def _told(directory: Path, saved: dict, events: list[dict]) -> list[dict]:
         meta = held.get(name) or {"name": name, **store.meta(directory / "stages" / name)}
         found.append(meta | {"label": labels.get(name) or _label(meta)})
     return found
-
-
-def _ancestors(directory: Path, described: Any, found: dict[str, None]) -> None:
-    """Adds the names of the stages behind a table, as its description says, that are still there."""
-    for parent in described.get("of", ()):
-        _ancestors(directory, parent, found)
-    name = described.get("stage")
-    if name and name not in found and (directory / "stages" / name / "meta.json").exists():
-        for parent in store.meta(directory / "stages" / name)["inputs"]:
-            _ancestors(directory, parent, found)
-        found.setdefault(name)
 
 
 def _label(meta: dict) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import result
-from .words import duration
+from ..words import duration
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 420, 190, 44, 24  # in SVG units
 

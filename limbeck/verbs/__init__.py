@@ -1,11 +1,13 @@
 """The verbs: functions from tables to tables. Control flow between them is Python."""
 
 from .ask import ask
+from .converse import converse
+from .embed import embed
 from .grade import mean, pair, score
 from .shape import Column, assign, concat, cross, draw, fields, minus, shots, where
 from .sift import dedup, keep, mix, pick
 
 __all__ = [
-    "Column", "ask", "assign", "concat", "cross", "dedup", "draw", "fields", "keep", "mean", "minus", "mix", "pair",
-    "pick", "score", "shots", "where",
+    "Column", "ask", "assign", "concat", "converse", "cross", "dedup", "draw", "embed", "fields", "keep", "mean",
+    "minus", "mix", "pair", "pick", "score", "shots", "where",
 ]  # fmt: skip

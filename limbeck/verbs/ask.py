@@ -6,7 +6,7 @@ from typing import Any
 from .. import prompt as prompts
 from ..errors import LimbeckError
 from ..models.base import Model
-from ..run import current
+from ..run import Run, current
 from ..table import Row, Table
 from .asking import Asking
 from .purchase import Purchase
@@ -36,6 +36,7 @@ def ask(
     salt: int | str = 0,
     shard: tuple[int, int] | None = None,
     again: int = 0,
+    batch: bool = False,
 ) -> Table:
     """Asks one or several models about each row, `n` times, and adds what they answered as columns.
 
@@ -48,7 +49,8 @@ def ask(
     stride-th row from offset. `images` names columns of file paths, data: URIs or addresses that are sent before the
     words. `schema` (a JSON schema or a pydantic model) is sent where the endpoint takes it; the reply is
     mended where it is almost JSON, checked against it, and rejected where it does not fit. `again` asks once more, up
-    to so many times, where a reply was cut off (with twice the room) or cannot be parsed (with the reason).
+    to so many times, where a reply was cut off (with twice the room) or cannot be parsed (with the reason). `batch`
+    buys through the provider's batch API: within a day, at half the price, under the same keys.
 
     Nothing is bought twice: a call's key is the model's digest, the request, `salt` and the draw (how many earlier rows
     rendered the same words, index within n). Raises BudgetError, Incomplete, Interrupted; the replies are kept.
@@ -58,14 +60,21 @@ def ask(
         raise LimbeckError(
             f"ask wants a Table first; it got a {type(rows).__name__}: make one with Table.from_rows(…)."
         )
-    asking = Asking(rows, who, prompt, n, into, system, images, shots, schema, parse, meta, salt, shard, again)
-    asking.sampling = {
+    sampling = {
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "stop": stop, "logprobs": logprobs,
         "tools": tools, "extra": extra,
     }  # fmt: skip
+    asking = Asking(
+        rows, who, prompt, n, into, system, images, shots, schema, parse, meta, salt, shard, again, sampling
+    )
+    asking.batch = batch
+    return settled(asking, run, "ask")
+
+
+def settled(asking: Asking, run: Run, verb: str) -> Table:
+    """Checks what is asked and buys it, or does instead what the run's plan does."""
     asking.check(run)
-    site = run.site("ask")
     for model in asking.models:
         run.models[id(model)] = model
-    purchase = Purchase(asking, run, site)
+    purchase = Purchase(asking, run, run.site(verb))
     return purchase.stage() if run.plan is None else run.plan.ask(purchase)

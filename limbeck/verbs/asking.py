@@ -12,6 +12,7 @@ from ..errors import LimbeckError
 from ..fingerprint import canonical, digest
 from ..ledger import KEY_SCHEMA
 from ..models.base import Model, Reply, Request
+from ..models.batch import batch_api
 from ..parse import Many, Reject
 from ..run import Run, current
 from ..schema import fitting
@@ -24,9 +25,13 @@ META = ("reasoning", "finish", "model", "usage", "logprobs", "tool_calls")
 class Asking:
     """One ask: who is asked what about which rows, and how a reply becomes columns."""
 
-    sampling: dict[str, Any]
+    kind, whole = "chat", False  # what the ledger calls it; whether log-probabilities or vectors are read
+    batch = False  # whether it is bought through the providers' batch APIs: no part of any key
 
-    def __init__(self, rows, who, prompt, n, into, system, images, shots, schema, parse_, meta, salt, shard, again):  # type: ignore[no-untyped-def]
+    def __init__(  # type: ignore[no-untyped-def]
+        self, rows, who, prompt, n=1, into=None, system=None, images=None, shots=None, schema=None, parse_=None,
+        meta=(), salt=0, shard=None, again=0, sampling=None,
+    ):  # fmt: skip
         listed = who if isinstance(who, list | tuple) else [who]
         self.models: list[Model] = [models.get(w) if isinstance(w, str) else w for w in listed]
         self.rows, self.n, self.system, self.meta, self.salt, self.shard = rows, n, system, tuple(meta), salt, shard
@@ -43,6 +48,8 @@ class Asking:
         self.outputs: list[str] | None = list(output) if into is None and isinstance(output, list | tuple) else None
         self.into: str = into or (output if isinstance(output, str) else None) or "response"
         self.explicit = into is not None
+        self.sampling: dict[str, Any] = sampling or {}
+        self.whole = self.whole or "logprobs" in self.meta
 
     def check(self, run: Run) -> None:
         who = f"ask with prompt {self.label!r}"
@@ -70,10 +77,15 @@ class Asking:
         for model in self.models:
             if not isinstance(model, Model):
                 raise LimbeckError(f'{who} wants a model or "provider/name"; it got a {type(model).__name__}.')
-            wants = {"chat"} | ({"logprobs"} if self.sampling["logprobs"] is not None else set())
-            wants |= {"vision"} if self.images else set()
-            if missing := wants - model.can:
+            if self.batch:
+                batch_api(model)
+            if missing := self.needs() - model.can:
                 raise LimbeckError(f"{who} wants {sorted(missing)}; {model.name!r} can {sorted(model.can)}.")
+
+    def needs(self) -> set[str]:
+        """What a model must be able to do to be asked so."""
+        wants = {"logprobs"} if self.sampling["logprobs"] is not None else set()
+        return {"chat", *wants, *({"vision"} if self.images else ())}
 
     def parameters(self) -> dict[str, Any]:
         return {

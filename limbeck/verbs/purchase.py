@@ -11,11 +11,12 @@ import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
-from .. import engine
+from .. import engine, spans
 from ..engine import Buying, Job
 from ..errors import Interrupted, LimbeckError
 from ..fingerprint import data_half
@@ -23,6 +24,7 @@ from ..models.base import Model, Reply, Request
 from ..op import Made, row_stage
 from ..parse import Reject
 from ..pictures import held_in
+from ..progress import summary
 from ..run import Run
 from ..table import Row, Table
 from .asking import Asking
@@ -37,11 +39,13 @@ class Purchase:
     """The calls of one ask, in the order of rows, models and draws."""
 
     def __init__(self, asking: Asking, run: Run, site: str):
-        self.asking, self.run, self.site = asking, run, site
+        self.asking, self.run, self.site, self.label = asking, run, site, asking.label
+        self.verb = site.partition(":")[2]
         self.each = len(asking.models) * asking.n  # calls a row
         self.asked = Counter[int]()  # how many rows of each chunk are asked about
         self.instead: dict[int, list[str]] = {}  # calls that were asked again: the keys of that, in order
         self.lacks = bytearray()  # a mark per call: does the ledger lack it?
+        self.looks: list[dict[str, Any]] = []  # how each buying went
 
     @functools.cached_property
     def _rendered(self) -> tuple[bytes, np.ndarray]:
@@ -116,7 +120,7 @@ class Purchase:
             model=model, request=request, key=key, words=words, body=body,
             occurrence=int(self._rendered[1][call // n]), draw=call % n, salt=str(self.asking.salt), site=self.site,
             row=self.asking.rows.row_digests[16 * index : 16 * index + 16].hex(), blobs=held_in(request.messages),
-            chunk=index // CHUNK,
+            kind=self.asking.kind, chunk=index // CHUNK,
         )  # fmt: skip
 
     @contextlib.contextmanager
@@ -132,25 +136,30 @@ class Purchase:
             lacking = self.look_up()
         said = asking.loaded.values() if isinstance(asking.prompt, Column) else [asking.prompt]
         calls, names = len(self.lacks), [m.name for m in asking.models]
+        run.consent(asking.models, buys=False)
         run.event("ask", site=self.site, prompt=asking.label, prompts={p.name: p.digest for p in said}, models=names,
                   calls=calls, to_buy=lacking)  # fmt: skip
         if not lacking:
             yield None
             return
         stop_if_changed(self)
+        run.consent(asking.models, buys=True)
         if lacking < calls:
             run.say(f"{asking.label}: {calls - lacking:,} calls are replayed, {lacking:,} are to buy")
         for which in range(len(asking.models)):  # a cap on what has no bound is an error before the first call
             if (first := next(self.jobs(which), None)) is not None:
                 run.budget.worst(first.model, first.request)
-        with self._bought([(m, self.jobs(i)) for i, m in enumerate(asking.models)], lacking) as buying:
+        with self._bought([(m, _Jobs(self, i)) for i, m in enumerate(asking.models)], lacking) as buying:
             yield buying
 
     @contextlib.contextmanager
-    def _bought(self, wanted: list[tuple[Model, Iterator[Job]]], total: int) -> Iterator[Buying]:
+    def _bought(self, wanted: list[tuple[Model, Iterable[Job]]], total: int) -> Iterator[Buying]:
         run, names = self.run, ", ".join(m.name for m in self.asking.models)
-        with run.bar(self.asking.label, total, names[:40]) as bar:
-            buying = Buying(run.ledger, run.budget, bar)
+        with (
+            spans.span("buy", site=self.site, models=[m.name for m in self.asking.models], calls=total),
+            run.bar(self.asking.label, total, names[:40], self.site) as bar,
+        ):
+            buying = self._buyer()(run.ledger, run.budget, bar)
             buying.left.update(self._by_chunk())
             future = engine.start(buying.all(wanted))
             try:
@@ -164,9 +173,18 @@ class Purchase:
                 raise
             finally:
                 run.ledger.flush()
+                self.looks.append(bar.look())
+                spans.note(money=bar.money, **buying.state())
                 run.event("bought", site=self.site, calls=buying.bought, money=bar.money,
                           tokens=[buying.prompt_tokens, buying.completion_tokens], retries=dict(buying.retries),
                           failed=dict(buying.failed), spent=run.ledger.spent())  # fmt: skip
+
+    def _buyer(self) -> type[Buying]:
+        if not self.asking.batch:
+            return Buying
+        from .batched import Batched  # brings the HTTP models with it
+
+        return Batched
 
     def _by_chunk(self) -> dict[int, int]:
         """How many calls each chunk of rows lacks."""
@@ -178,11 +196,18 @@ class Purchase:
 
     def stage(self) -> Table:
         """Buys what is missing and stores the answers: the whole of ask, where nothing is only planned."""
-        asking = self.asking
+        asking, started = self.asking, time.monotonic()
+        made: Any = None
         try:
-            return row_stage("ask", asking.rows, asking.parameters(), self.answers, code=data_half())
+            made = row_stage(self.verb, asking.rows, asking.parameters(), self.answers, code=data_half())
+            return made
         except KeyboardInterrupt:  # while rows were written; what was in flight is kept by now
             raise Interrupted("interrupted: what is bought is kept; run the same command again to go on.") from None
+        finally:
+            if self.lacks and (made is not None or self.looks):
+                counts = None if made is None else made.meta["counts"]
+                replayed = len(self.lacks) - sum(self.lacks)
+                self.run.say(summary(asking.label, self.looks, replayed, counts, time.monotonic() - started))
 
     # -- asking again
     def ask_again(self) -> None:
@@ -192,7 +217,7 @@ class Purchase:
             have = self.run.ledger.have([job.key for job in jobs])
             if lost := [job for job in jobs if job.key not in have]:
                 with self._bought(
-                    [(m, iter([j for j in lost if j.model is m])) for m in self.asking.models], len(lost)
+                    [(m, [j for j in lost if j.model is m]) for m in self.asking.models], len(lost)
                 ):
                     pass
 
@@ -243,7 +268,7 @@ class Purchase:
                 calls.append((index, row, None if asking.lacking(row) else first))
                 first += 0 if calls[-1][2] is None else self.each
         keys = [self._last(at + i) for _, _, at in calls if at is not None for i in range(self.each)]
-        held = self.run.ledger.replies(keys, whole="logprobs" in asking.meta)
+        held = self.run.ledger.replies(keys, whole=asking.whole)
         for index, row, at in calls:
             if at is None:
                 yield Made(index, Reject(f"no {asking.lacking(row)}"))
@@ -268,6 +293,16 @@ class Purchase:
                 if isinstance(made.result, dict):
                     yield made.result
             first += self.asked[chunk] * self.each
+
+
+class _Jobs:
+    """The jobs for one model, rendered anew each time they are walked: what a batch leaves open is asked again."""
+
+    def __init__(self, purchase: Purchase, which: int):
+        self.purchase, self.which = purchase, which
+
+    def __iter__(self) -> Iterator[Job]:
+        return self.purchase.jobs(self.which)
 
 
 def _earlier(words: bytearray) -> np.ndarray:

@@ -108,7 +108,8 @@ def test_draws_follow_the_distribution():
     logits_bv = p_v.log().expand(4000, -1)
 
     def shares(**how):
-        picked_b = _draw(logits_bv, uniform_b, Sampling(1, **how))
+        top_p_b1 = torch.full((4000, 1), how["top_p"]) if "top_p" in how else None
+        picked_b = draw(logits_bv / how["temperature"], uniform_b, top_p_b1)
         return (picked_b.bincount(minlength=5) / 4000).tolist()
 
     assert shares(temperature=1.0) == pytest.approx(p_v.tolist(), abs=1e-3)
@@ -122,7 +123,7 @@ def test_draws_follow_the_distribution():
 def test_the_edges_of_a_draw_have_probability():
     logits_bv = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, -1)
     edges_b = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert _draw(logits_bv, edges_b, Sampling(1, temperature=1.0)).tolist() == [1, 2]
+    assert draw(logits_bv, edges_b).tolist() == [1, 2]
 
 
 def test_padding_and_positions():
@@ -139,3 +140,9 @@ def test_nothing_is_inherited_from_the_generation_config(model):
         assert [w.ids for w in write(model, PROMPTS, Sampling(15, 1.0), seeds=range(5))] == [w.ids for w in before]
     finally:
         model.generation_config.top_k, model.generation_config.repetition_penalty = kept
+
+
+def test_a_rows_numbers_are_one_stream_whatever_it_takes_of_them():
+    whole = torch.rand(200, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).tolist()
+    numbers = chances(5)
+    assert [next(numbers) for _ in range(200)] == whole

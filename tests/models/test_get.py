@@ -14,7 +14,8 @@ from limbeck.models import Price, Request, as_price, get, is_model
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    for provider in ("OPENAI", "ANTHROPIC", "GEMINI"):
+        monkeypatch.setenv(f"{provider}_API_KEY", "k")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
 
@@ -28,6 +29,13 @@ def said(name, **options) -> str:
 def test_the_provider_is_what_stands_before_the_first_slash():
     model = get("openai/org/name:free")
     assert (model.name, model.model) == ("openai/org/name:free", "org/name:free")
+
+
+@pytest.mark.parametrize("name", ["anthropic/claude-sonnet-5", "gemini/gemini-2.5-flash", "openai/gpt-5-mini"])
+def test_hosted_models_know_their_price_and_what_they_can_write(name):
+    model = get(name)
+    assert model.name == name and model.price.output > model.price.input and model.max_output > 10_000
+    assert {"chat", "tools", "vision"} <= model.can and model.terms
 
 
 def test_options_that_every_provider_takes():
@@ -68,7 +76,19 @@ def test_an_unknown_option_names_the_nearest():
     assert "digest" not in said("hf/m", digst="x")
 
 
-@pytest.mark.parametrize("options", [{"max_concurrency": 0}, {"retries": -1}, {"max_output": "9"}, {"retries": True}])
+def test_rates_may_be_fractions():
+    wanted = {"requests_per_second": 0.5, "requests_per_minute": 30, "tokens_per_minute": 1e5}
+    model = get("openai/m", **wanted)
+    assert {k: getattr(model, k) for k in wanted} == wanted
+    assert get("openai/m").requests_per_second is get("openai/m").max_concurrency is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_concurrency": 0}, {"retries": -1}, {"max_output": "9"}, {"retries": True}, {"max_concurrency": 1.5},
+     {"requests_per_second": 0}, {"requests_per_minute": -1}, {"tokens_per_minute": "9"}, {"tokens_per_minute": True},
+     {"requests_per_second": float("nan")}],
+)  # fmt: skip
 def test_numbers_that_are_none(options):
     assert next(iter(options)) in said("fake/echo", **options)
 
@@ -112,7 +132,7 @@ def test_other_packages_add_providers(monkeypatch):
     )
     models.providers.cache_clear()
     try:
-        assert is_model("mine/echo") and list(models.providers()) == ["fake", "hf", "mine", "openai", "tiny"]
+        assert is_model("mine/echo") and set(models.providers()) == {*models._BUILT_IN, "mine"}
         model = get("mine/echo", price=1)
         assert asyncio.run(model.reply(Request([{"role": "user", "content": "hi"}]), "0")).text == "hi"
         assert '"mine/x"' in said("mien/x")
@@ -148,3 +168,9 @@ def test_the_students_weights_are_written_once_per_seed(tmp_path, monkeypatch):
     assert first.digest == again.digest != other.digest
     assert first.name == "tiny/student" and first.path == again.path != other.path
     assert len(list((tmp_path / "limbeck").iterdir())) == 2
+
+
+def test_litellm_that_is_not_installed_is_said_with_the_way_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "litellm", None)
+    with pytest.raises(LimbeckError, match="pip install litellm"):
+        asyncio.run(get("litellm/mistral/m").reply(Request([{"role": "user", "content": "hi"}]), "0"))

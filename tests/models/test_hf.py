@@ -111,35 +111,6 @@ def test_many_requests_of_many_kinds_come_back_to_whom_they_belong(model):
     assert all(len(r.token_ids) <= 4 + i % 3 for i, r in enumerate(replies))
 
 
-def test_batches_keep_within_their_tokens(model, monkeypatch):
-    from limbeck.models import generate
-
-    sizes, real = [], generate.generate
-    monkeypatch.setattr(generate, "generate", lambda m, prompts, *a: sizes.append(len(prompts)) or real(m, prompts, *a))
-    model.batch_tokens = 60
-    ask(model, *(user(1, 2, max_tokens=10) for _ in range(10)))  # 5 prompt tokens and 10 more: 4 rows at most
-    assert sum(sizes) == 10 and max(sizes) == 4
-
-
-def test_out_of_memory_halves_the_batch(model, monkeypatch):
-    from limbeck.models import generate
-
-    real, sizes = generate.generate, []
-
-    def crowded(m, prompts, *rest):
-        sizes.append(len(prompts))
-        if len(prompts) > 3:
-            raise torch.OutOfMemoryError
-        yield from real(m, prompts, *rest)
-
-    requests = [user(i, max_tokens=5) for i in range(10)]
-    expected = [r.token_ids for r in ask(model, *requests)]
-    monkeypatch.setattr(generate, "generate", crowded)
-    assert [r.token_ids for r in ask(model, *requests)] == expected and sizes[0] == 10
-    monkeypatch.setattr(generate, "generate", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError()))
-    assert "max_tokens" in str(ask(model, requests[0])[0])
-
-
 def test_stop_strings_cut_the_text(model):
     (plain,) = ask(model, user(5, max_tokens=20, temperature=1.0))
     stop = plain.text.split()[3] + " "  # ends in the middle of a later token's text
@@ -194,7 +165,7 @@ def test_max_output_where_a_request_names_no_limit(checkpoint):
 
 
 def test_what_it_cannot_do_is_said(model):
-    for field in ({"schema": {"type": "object"}}, {"tools": [{}]}, {"extra": {"top_k": 3}}):
+    for field in ({"tools": [{}]}, {"extra": {"top_k": 3}}):
         (error,) = ask(model, user(1, **field))
         assert isinstance(error, LimbeckError) and next(iter(field)) in str(error)
     picture = Request([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}])

@@ -232,6 +232,27 @@ def test_a_setting_that_the_model_does_not_take_is_no_fault_of_the_row():
     assert isinstance(failure, EndpointFailure) and failure.final and "temperature" in str(failure)
 
 
+def test_a_gateway_to_reasoning_models_gets_the_newer_name_once_it_says_so():
+    words = {
+        "error": {"message": "Unsupported parameter: use 'max_completion_tokens'.", "code": "unsupported_parameter"}
+    }
+    asked = Request(ASK.messages, max_tokens=5)
+    with loopback(trouble=lambda b, k: 400 if "max_tokens" in b else None, error=words) as server:
+        model = get("openai/m-1", base_url=server.url)
+
+        async def twice():
+            tries = [model.reply(asked, "00") for _ in range(3)]
+            for failure in await asyncio.gather(*tries, return_exceptions=True):
+                assert failure.cause == "max_tokens" and not failure.final
+            try:
+                return await model.reply(asked, "00")
+            finally:
+                await model.close()
+
+        assert asyncio.run(twice()).text
+    assert server.requests[3]["body"]["max_completion_tokens"] == 5
+
+
 def test_a_moderated_prompt_is_refused_though_it_is_a_403():
     with loopback(trouble=lambda b, k: 403, error={"error": {"message": "your input was flagged"}}) as server:
         assert isinstance(error(server), Refused)

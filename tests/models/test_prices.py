@@ -25,5 +25,10 @@ def test_a_given_price_overrides_the_table():
     assert get("openai/gpt-4o-mini", base_url="http://a/v1", price="1/2").price == Price(1, 2)
 
 
-def test_output_costs_no_less_than_input():
-    assert all(0 < low <= high and limit > 0 for low, high, limit in _KNOWN.values())
+def test_output_costs_no_less_than_input_where_there_is_any():
+    assert all(0 < low <= high and limit > 0 for low, high, limit in _KNOWN.values() if limit)
+    assert all(low > 0 and high == 0 and "embed" in name for name, (low, high, limit) in _KNOWN.items() if not limit)
+
+
+def test_a_batch_costs_half():
+    assert Price(2.0, 8.0).batch == 0.5 and price_of("gpt-4o")[0].batch == 0.5

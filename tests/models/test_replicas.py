@@ -1,11 +1,13 @@
 """One model at several addresses: a Model each, of one digest."""
 
+import asyncio
+
 import pytest
 
 from limbeck.errors import LimbeckError
 from limbeck.models import Request, get
 from tests.loopback import loopback
-from tests.models.wire import ask
+from tests.models.scripted import ask
 
 ASK = Request([{"role": "user", "content": "hi"}])
 
@@ -34,8 +36,6 @@ def test_replicas_share_nothing_that_belongs_to_a_connection():
 
 
 def test_closing_the_model_closes_every_replica():
-    import asyncio
-
     async def go(model):
         for replica in model.replicas:
             await replica.reply(ASK, "00")

@@ -5,7 +5,7 @@ import pytest
 from limbeck.errors import Refused
 from limbeck.models import Request, get
 from limbeck.models.base import in_words
-from tests.models.wire import ask, http, wire
+from tests.models.scripted import ask, http, scripted
 
 SCHEMA = {
     "type": "object",
@@ -48,7 +48,7 @@ def test_the_words_beside_a_picture_are_a_part():
     ],
 )
 def test_strict_is_asked_for_where_the_schema_allows_it(schema, strict):
-    with wire(http(REPLY)) as server:
+    with scripted(http(REPLY)) as server:
         ask(get("openai/m", base_url=server.url), Request(ASK.messages, schema=schema))
     assert server.seen[0].json["response_format"]["json_schema"]["strict"] is strict
 
@@ -62,7 +62,7 @@ def test_an_endpoint_that_takes_no_schema_is_asked_in_words_and_that_is_remember
         return http({"error": {"message": words}}, status=400) if "response_format" in seen.json else http(REPLY)
 
     other = {"type": "array"}
-    with wire(answer) as server:
+    with scripted(answer) as server:
         model = get("openai/m", base_url=server.url)
         for request in (ASK, ASK, Request(ASK.messages, schema=other)):
             assert ask(model, request)[0].text == '{"legs": 8}'
@@ -72,6 +72,6 @@ def test_an_endpoint_that_takes_no_schema_is_asked_in_words_and_that_is_remember
 
 
 def test_a_refusal_for_another_reason_stays_one():
-    with wire(http({"error": {"message": "the context is too long"}}, status=400)) as server:
+    with scripted(http({"error": {"message": "the context is too long"}}, status=400)) as server:
         assert isinstance(ask(get("openai/m", base_url=server.url), ASK)[0], Refused)
     assert len(server.seen) == 1

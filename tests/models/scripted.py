@@ -24,7 +24,7 @@ class Seen:
         return json.loads(self.body)
 
 
-# Bytes to write, seconds to wait, None to break the connection off.
+# Bytes to write, seconds to wait (less than 0: close the connection), None to break it off.
 Step = bytes | float | None
 
 
@@ -36,13 +36,13 @@ def http(body: Any = b"", status: int = 200, **headers: str) -> list[Step]:
     return [f"HTTP/1.1 {status} Said\r\n{lines}\r\n".encode() + raw]
 
 
-class Wire:
+class Scripted:
     """Answers the n-th request with `answer(seen, n)`; `seen` keeps them all."""
 
     def __init__(self, answer: Callable[[Seen, int], list[Step]], tls: ssl.SSLContext | None):
         self.answer, self.tls = answer, tls
         self.seen: list[Seen] = []
-        self.port = 0
+        self.port = self.connections = 0
 
     @property
     def url(self) -> str:
@@ -53,6 +53,7 @@ class Wire:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -65,6 +66,9 @@ class Wire:
                     if step is None:
                         writer.transport.abort()
                         return
+                    if not isinstance(step, bytes) and step < 0:
+                        writer.close()
+                        return
                     if isinstance(step, bytes):
                         writer.write(step)
                         await writer.drain()
@@ -73,11 +77,13 @@ class Wire:
 
 
 @contextlib.contextmanager
-def wire(answer: Callable[[Seen, int], list[Step]] | list[Step], tls: ssl.SSLContext | None = None) -> Iterator[Wire]:
-    """Runs a Wire in a thread while the block runs."""
-    made = Wire(answer if callable(answer) else lambda seen, n: answer, tls)
+def scripted(
+    answer: Callable[[Seen, int], list[Step]] | list[Step], tls: ssl.SSLContext | None = None
+) -> Iterator[Scripted]:
+    """Runs such a server in a thread while the block runs."""
+    made = Scripted(answer if callable(answer) else lambda seen, n: answer, tls)
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="wire", daemon=True)
+    thread = threading.Thread(target=loop.run_forever, name="scripted", daemon=True)
     thread.start()
     asyncio.run_coroutine_threadsafe(made.start(), loop).result(timeout=10)
     try:
