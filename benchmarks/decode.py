@@ -7,7 +7,8 @@ weights, keys and values in blocks made once, rows that are done taken out, noth
 result. `generate` is transformers' own, in batches of equal size, sorted by length. `reply` is limbeck's model under
 concurrency, with log-probabilities, each row from its own seed; `ask` the verb, with ledger and stage on disk. All
 sample at the temperature of the quickstart. Numbers are medians of the rounds; the ways take turns within a round, and
-each is credited with the tokens that it wrote. The bound: reply and ask within 1.5 of the loop, by the clock and in CPU seconds.
+each is credited with the tokens that it wrote. The bound: reply and ask within 1.5 of the loop, by the clock and in
+CPU seconds.
 """
 
 import argparse

@@ -25,7 +25,7 @@ import threading
 import time
 import urllib.request
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Outcome:
 
     wall: float  # seconds from start to exit
     cpu: float  # user and system seconds, of all its processes
-    memory: float  # MB, the highest private memory of all its processes together
+    memory: float  # MB, the highest private memory of all its processes together, what forks share counted once
     ended: str  # ok, killed, hangs or failed
     seconds: float | None = None  # of the work alone, as the contestant tells
     rows: int | None = None  # with an answer
@@ -102,9 +102,9 @@ class Bench:
         work: Path,
         *,
         limit: float = 1800.0,
-        until: Callable[[dict[str, int]], bool] | None = None,
+        kill_at: int | None = None,
     ) -> Outcome:
-        """Runs one contestant to its end, to `limit` seconds, or until the server's counts say that it is time."""
+        """Runs one contestant to its end, to `limit` seconds, or to a SIGKILL at so many answers."""
         script = PEERS[who][1] if who in PEERS else "limbeck_ask.py"
         command = [self.pythons[who], str(HERE / "peers" / script), f"{url}/v1", str(rows), str(concurrency), str(work)]
         before, out, started = stats(url), self.scratch / "out", time.perf_counter()
@@ -114,21 +114,26 @@ class Bench:
 
         def watch() -> None:
             nonlocal memory, why
-            while not over.wait(0.05 if until else 0.25):
+            while not over.wait(0.05 if kill_at else 0.25):
                 memory = max(memory, private(process.pid))
                 late = time.perf_counter() - started > limit
-                if late or (until and until(stats(url))):
+                if late or (kill_at and stats(url)["answers"] >= kill_at):
                     why = "hangs" if late else "killed"
                     os.killpg(process.pid, signal.SIGKILL)
                     return
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - started
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            wall = time.perf_counter() - started
+            over.set()
+            watcher.join()
         process.returncode = os.waitstatus_to_exitcode(status)
-        over.set()
-        watcher.join()
         after = stats(url)
         seen = {name: count - before.get(name, 0) for name, count in after.items()} | {"in_flight": after["in_flight"]}
         last = next((line for line in reversed(out.read_text(errors="replace").splitlines()) if line[:1] == "{"), "{}")
@@ -179,7 +184,7 @@ class Bench:
             for _ in range(self.args.repeats):
                 with self.serving() as url:
                     work = self.directory()
-                    self.run(who, url, rows, 64, work, until=lambda seen, most=0.6 * rows: seen["answers"] >= most)
+                    self.run(who, url, rows, 64, work, kill_at=rows * 6 // 10)
                     time.sleep(2 * LATENCY)  # the server answers what was in flight to nobody
                     first = stats(url)
                     second = self.run(who, url, rows, 64, work, limit=HANGS)
@@ -214,17 +219,29 @@ def environment(envs: Path, who: str) -> str:
     return python
 
 
+def versions(pythons: dict[str, str]) -> dict[str, str]:
+    """What each contestant is, by its environment: the version of the first thing that was installed there."""
+    found = {"limbeck": importlib.metadata.version("limbeck")}
+    for who in pythons.keys() - found.keys():
+        name = PEERS[who][0][0].partition("=")[0].partition("[")[0]
+        ask = f"import importlib.metadata as m; print(m.version({name!r}))"
+        found[who] = subprocess.run(
+            [pythons[who], "-c", ask], check=True, capture_output=True, text=True
+        ).stdout.strip()
+    return found
+
+
 def stats(url: str) -> dict[str, int]:
     with urllib.request.urlopen(f"{url}/stats", timeout=30) as answer:
         return json.load(answer)
 
 
 def private(pid: int) -> float:
-    """The private memory of a process and all below it, in MB: what would come back if they ended."""
+    """The private memory of a process and all below it, in MB: what they wrote; pages of libraries are not in it."""
     total = 0.0
     with contextlib.suppress(OSError):  # it may end at any moment
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total = sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+        total = sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 1024
         for task in Path(f"/proc/{pid}/task").iterdir():
             total += sum(private(int(child)) for child in (task / "children").read_text().split())
     return total
@@ -303,8 +320,7 @@ def table(part: str, entries: dict[str, Any]) -> str:
 def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(": ")[2] for line in info if line.startswith("model name")), platform.processor())
-    told = {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
-    return told | {"load": os.getloadavg()[0], "limbeck": importlib.metadata.version("limbeck")}
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
 
 
 def main() -> int:
@@ -321,21 +337,24 @@ def main() -> int:
     if unknown := {*args.peers} - {*PEERS} | {*args.only} - {*PARTS}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     found: dict[str, Any] = {}
-    began = machine()
-    say(", ".join(f"{name} {value}" for name, value in began.items()))
+    told, load = machine(), [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, Path(scratch))
+        told |= versions(bench.pythons)
+        say(", ".join(f"{name} {value}" for name, value in told.items()) + f"; load {load[0]:.1f}")
         for part in (p for p in PARTS if p in args.only):
             found[part] = bench.load(part) if part in LOADS else getattr(bench, part)()
-            say(table(part, found[part]))
+            load.append(os.getloadavg()[0])
+            say(table(part, found[part]) + f"\n(load {load[-1]:.1f})")
     few = min(args.rows, args.peer_rows)
     checked = [b for b in bounds(found, args.rows, few) if b[1] == b[1]]  # a part that was not measured is nan
     say("")
     for words, value, sign, limit in checked:
         say(f"{'PASS' if holds(value, sign, limit) else 'MISS'}  {words}: {value:.2f} (bound {sign} {limit:g})")
     if args.json:
-        told = [{"bound": w, "value": v, "limit": f"{s} {x:g}", "pass": holds(v, s, x)} for w, v, s, x in checked]
-        print(json.dumps({"machine": began, "rows": args.rows, "parts": found, "bounds": told}, indent=1))
+        kept = [{"bound": w, "value": v, "limit": f"{s} {x:g}", "pass": holds(v, s, x)} for w, v, s, x in checked]
+        told |= {"load": load, "rows": args.rows, "peer_rows": few, "repeats": args.repeats}
+        print(json.dumps({"machine": told, "parts": found, "bounds": kept}, indent=1))
     ours = [entry for part in found.values() for name, entry in part.items() if name.startswith("limbeck")]
     return int(any(e["ended"] != "ok" for e in ours) or not all(holds(*bound[1:]) for bound in checked))
 

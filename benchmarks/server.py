@@ -8,16 +8,23 @@ who ask the same prompts meet the same tail and the same errors. It runs on uvlo
 
 import argparse
 import asyncio
+import functools
 import hashlib
 import json
 import math
+import random
 import statistics
 from collections import Counter
 from importlib.util import find_spec
 from typing import Any
 
-SENTENCE = "A teacher model answers each prompt and a student learns from what it wrote, token by token. "
-ANSWER = (SENTENCE * 12).strip()  # some 200 tokens
+WORDS = """answer because between carries change children city could different early example family figure first four
+found from ground group however kind large later learned light measure might model most music name nature never number
+often order other paper part people perhaps place question reason river rule second several shows simple small something
+sometimes stands still story student teacher than that their there thing think though time town travel under value water
+what where which while whole with without word work world would writing years"""
+_chance = random.Random(0)
+SENTENCES = [" ".join(_chance.choices(WORDS.split(), k=16)).capitalize() + "." for _ in range(256)]
 NORMAL = statistics.NormalDist()
 LIMITS = (  # hosted endpoints send these, and some clients set their pace by them
     b"x-ratelimit-limit-requests: 10000000\r\nx-ratelimit-remaining-requests: 9999999\r\n"
@@ -30,11 +37,18 @@ def response(status: int, body: bytes) -> bytes:
     return head + LIMITS + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
-def completion(model: str) -> bytes:
-    choice = {"index": 0, "message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}
+@functools.cache
+def completion(model: str) -> list[bytes]:
+    """An answer of this model as JSON: what comes before its text, and what comes after it."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "|"}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 20, "completion_tokens": 200, "total_tokens": 220}
     body = {"id": "c-1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice], "usage": usage}
-    return response(200, json.dumps(body).encode())
+    return json.dumps(body).encode().split(b"|")
+
+
+def answer(prompt: bytes) -> bytes:
+    """Some 200 tokens of words, other ones for each prompt: they compress about as well as real text."""
+    return " ".join(SENTENCES[i] for i in hashlib.blake2b(prompt, digest_size=12).digest()).encode()
 
 
 class Traffic:
@@ -45,7 +59,6 @@ class Traffic:
         self.tries: Counter[bytes] = Counter()  # by prompt: requests that came in
         self.answered: Counter[bytes] = Counter()  # by prompt: answers sent, errors apart
         self.failed = self.repeated = self.in_flight = self.most_in_flight = self.connections = 0
-        self.completions: dict[str, bytes] = {}
 
     def arrive(self, raw: bytes) -> tuple[bytes, str, float, bool]:
         """Counts a request. Returns its prompt, its model, the seconds it shall take, and whether it fails."""
@@ -70,9 +83,8 @@ class Traffic:
             self.failed += 1
             return response(self.code, b'{"error": {"message": "injected", "type": "server_error", "code": null}}')
         self.answered[prompt] += 1
-        if model not in self.completions:
-            self.completions[model] = completion(model)
-        return self.completions[model]
+        before, after = completion(model)
+        return response(200, before + answer(prompt) + after)
 
     def stats(self) -> dict[str, int]:
         asked, answers = self.tries.total(), self.answered.total()

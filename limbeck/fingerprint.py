@@ -220,7 +220,8 @@ def _with_imports(start: Path) -> set[Path]:
             continue
         seen.add(path)
         for node in ast.walk(_tree(str(path), path.stat().st_mtime_ns)):
-            todo.extend(p.resolve() for p in _imported(node, path) if p.is_file())
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                todo.extend(p.resolve() for p in _imported(node, path) if p.is_file())
     return seen
 
 
@@ -229,14 +230,14 @@ def _tree(path: str, mtime_ns: int) -> ast.Module:
     return ast.parse(Path(path).read_text(encoding="utf-8"))
 
 
-def _imported(node: ast.AST, path: Path) -> Iterator[Path]:
+def _imported(node: ast.Import | ast.ImportFrom, path: Path) -> Iterator[Path]:
     top = path.parent
     while (top / "__init__.py").exists():
         top = top.parent  # absolute imports of the file's own package start above it
     names: list[tuple[Path, str]] = []
     if isinstance(node, ast.Import):
         names = [(top, a.name) for a in node.names]
-    elif isinstance(node, ast.ImportFrom):
+    else:
         base = path.parents[node.level - 1] if node.level else top
         module = node.module or ""
         names = [(base, module)] if module else []

@@ -150,7 +150,8 @@ def _stage(
     if run:
         counts = made.meta["counts"]
         run.event("stage", name=stage, op=name, reused=reused, **counts, seconds=made.meta["seconds"])
-        spans.note(reused=reused, rows_in=counts["in"], rows_out=counts["out"], rejected=sum(counts["rejected"].values()))
+        rejected = sum(counts["rejected"].values())
+        spans.note(reused=reused, rows_in=counts["in"], rows_out=counts["out"], rejected=rejected)
     return made
 
 

@@ -15,6 +15,7 @@ from .words import duration, money, paid, short
 
 DRAWN = 8  # times a second
 TOLD_EVERY = 5.0  # seconds
+_CAUSES = 5  # named at most
 WINDOW = 30  # seconds over which the rate is taken
 
 
@@ -41,6 +42,7 @@ class Progress:
         self._since = deque([(time.monotonic(), 0.0, 0.0)], WINDOW)  # when, steps and tokens of then; one a second
         self._over = threading.Event()
         self._drawn: Any = None
+        self._plain = False  # whether the terminal knows letters of ASCII alone
 
     def advance(self, steps: float = 1, *, money: float = 0.0, note: str | None = None) -> None:
         """Counts finished steps and what they cost."""
@@ -57,6 +59,7 @@ class Progress:
             from rich.live import Live
 
             console = Console(file=sys.stderr)
+            self._plain = not console.encoding.startswith("utf")  # of the terminal itself: while drawing it is wrapped
             if console.is_terminal:
                 self._drawn = Live(
                     console=console,
@@ -108,7 +111,8 @@ class Progress:
         from rich.text import Text
 
         line = Text(no_wrap=True, overflow="ellipsis")
-        for i, (name, words) in enumerate(fitted(self.label, self.note, self.look(), width).items()):
+        parts = fitted(self.label, self.note, self.look(), width, self._plain)
+        for i, (name, words) in enumerate(parts.items()):
             line.append("  " * (i > 0)).append(words, _STYLES.get(name, ""))
         return line
 
@@ -119,7 +123,7 @@ _GIVE_WAY = ("tokens", "bar", "note", "retries", "money", "in_flight", "bar", "r
              "label", "left", "label")  # fmt: skip
 
 
-def fitted(label: str, note: str, look: Mapping[str, Any], width: int) -> dict[str, str]:
+def fitted(label: str, note: str, look: Mapping[str, Any], width: int, plain: bool = False) -> dict[str, str]:
     """The parts of a bar's line by name, in order, as many and as long as `width` columns take."""
     done, total, left, rate = look["done"], look["total"], look["seconds_left"], look["rate"]
     retries, failed, cost = look.get("retries") or {}, sum((look.get("failed") or {}).values()), look["money"]
@@ -127,10 +131,10 @@ def fitted(label: str, note: str, look: Mapping[str, Any], width: int) -> dict[s
     retried = f"{sum(retries.values()):,} retried" if retries else ""
     forms = {
         "label": [label, _cut(label, 20), _cut(label, 8)],
-        "bar": [_bar(done, total, 24), _bar(done, total, 12), ""] if total else [""],
+        "bar": [_bar(done, total, 24, plain), _bar(done, total, 12, plain), ""] if total else [""],
         "done": [f"{done:,}/{total:,}" if total is not None else f"{done:,}"],
         "rate": [f"{rate:,.1f}/s" if rate < 100 else f"{rate:,.0f}/s", ""] if rate else [""],
-        "left": [f"{_clock(left)} left", ""] if left is not None else [""],
+        "left": ["stopping" if look.get("stopping") else f"{_clock(left)} left" if left is not None else "", ""],
         "money": [f"{spent} of about {money(projected)}" if spent and projected else spent, spent, ""],
         "in_flight": [f"{look['in_flight']}/{look['width']} in flight", ""] if "in_flight" in look else [""],
         "failed": [f"{failed:,} unanswered" if failed else "", ""],
@@ -146,17 +150,20 @@ def fitted(label: str, note: str, look: Mapping[str, Any], width: int) -> dict[s
 
 
 def causes(counts: Mapping[str, int]) -> str:
-    """Counts by cause in words, the largest first."""
-    return ", ".join(f"{n:,} {cause}" for cause, n in sorted(counts.items(), key=lambda c: -c[1]))
+    """Counts by cause in words, the largest first; of a lone cause its name, for its count is the total."""
+    largest = sorted(counts.items(), key=lambda c: -c[1])
+    if len(largest) == 1:
+        return largest[0][0]
+    told = [f"{n:,} {cause}" for cause, n in largest[:_CAUSES]]
+    return ", ".join(told + ["…"] * (len(largest) > _CAUSES))
 
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _bar(done: float, total: int, width: int) -> str:
+def _bar(done: float, total: int, width: int, plain: bool) -> str:
     full = int(width * min(1.0, done / total))
-    plain = not (getattr(sys.stderr, "encoding", None) or "").lower().startswith("utf")
     return ("#" if plain else "━") * full + ("-" if plain else "─") * (width - full)
 
 

@@ -82,6 +82,8 @@ class Run:
         self._lock = lock(self.dir)
         self.store = Store(self.dir / "stages")
         self.ledger = Ledger(self.dir / "ledger")
+        if kind := self.ledger.network:
+            self.say(f"{self.dir} lies on {kind}, a network file system: the ledger is safe there, but slower.")
         promised = self.ledger.batches.promised()  # to batches that a provider works on
         self.budget = Budget(self.caps, {unit: n + promised[unit] for unit, n in self.ledger.spent().items()})
         self._events = (self.dir / "events.jsonl").open("a+", encoding="utf-8")

@@ -62,7 +62,7 @@ def span(name: str, **attributes: Any) -> Iterator[None]:
 
 
 def note(**attributes: Any) -> None:
-    """Adds attributes to the span that is current, named limbeck.…; counts by cause become one each, None is left out."""
+    """Adds attributes to the span that is current, named limbeck.…; counts by cause become one each, None is none."""
     if _tracer() is not None:
         _add(sys.modules["opentelemetry.trace"].get_current_span(), attributes)
 

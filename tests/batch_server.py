@@ -4,8 +4,9 @@
         get("openai/m", base_url=server.url); get("anthropic/m", base_url=server.home); server.batches; server.asked
 
 `fate` says what becomes of a request, by its custom_id, its body and how often it was handed in before: a Fate. `hook`
-is called with a word at every turn (uploaded, created, looked, results) before the server answers: it can kill whoever
-asked. `k` of `fn` counts how often these words were answered before, so that a reply shows what was bought twice.
+is called with a word at every turn (uploaded, created, looked, results, errors) before the server answers: it can kill
+whoever asked. `k` of `fn` counts how often these words were answered before, so that a reply shows what was bought
+twice.
 """
 
 import asyncio
@@ -22,6 +23,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aiohttp import web
+
+from limbeck.models import get
 
 from .loopback import numbered
 
@@ -229,15 +232,15 @@ class Provider:
     async def _file(self, request: web.Request, lines: list) -> web.StreamResponse:
         raw = "".join(json.dumps(line) + "\n" for line in lines).encode()
         answer = web.StreamResponse(headers={"Content-Length": str(len(raw)), "Content-Type": "application/octet"})
-        await answer.prepare(request)
-        await answer.write(raw[: len(raw) // 2])
-        self.hook("results")
-        if self.cut(request.path):
-            assert request.transport is not None
-            request.transport.close()
-            return answer
         with contextlib.suppress(ConnectionError):  # whoever asked may be dead by now
-            await answer.write(raw[len(raw) // 2 :])
+            await answer.prepare(request)
+            await answer.write(raw[: len(raw) // 2])
+            self.hook("errors" if request.path.endswith("-err/content") else "results")
+            if not self.cut(request.path):
+                await answer.write(raw[len(raw) // 2 :])
+                return answer
+        if request.transport is not None:
+            request.transport.close()
         return answer
 
     async def start(self) -> None:
@@ -277,3 +280,15 @@ def provider(fn: Callable[[list[dict], int], str] = numbered, **settings: Any) -
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def model(server: Provider, api: str = "openai", name: str = "m", **options: Any) -> Any:
+    """A model at this server, with a price and a bound on what it writes."""
+    address = server.url if api == "openai" else server.home
+    return get(f"{api}/{name}", base_url=address, **{"price": "2/8", "max_output": 50, **options})
+
+
+def echo(messages: list[dict], k: int) -> str:
+    """Answers with the question, in either API's form, and how often it was asked before."""
+    content = messages[-1]["content"]
+    return f"{content if isinstance(content, str) else content[0]['text']} #{k}"

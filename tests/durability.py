@@ -17,8 +17,8 @@ from pathlib import Path
 import limbeck as lb
 
 CONCURRENCY = 8
-# Lost with a kill at most: what was on the wire, and what came in while the ledger wrote its last group.
-IN_FLIGHT = 3 * CONCURRENCY
+# Lost with a kill at most: what was on the wire, and the replies of one group, some 50 ms and its writing.
+IN_FLIGHT = 6 * CONCURRENCY
 
 
 def recipe(url: str, directory: Path, rows: int, **options) -> lb.Table:

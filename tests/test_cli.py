@@ -16,44 +16,6 @@ from limbeck import Run, Table, ask, cli, report
 from .loopback import loopback
 
 ROOT = Path(__file__).parent.parent
-METHOD = '''
-from limbeck import Model, Table, ask, keep
-
-def short(row):
-    return len(row["response"]) < 12 or "too long"
-
-def method(prompts: Table, teacher: Model, *, n: int = 1, say: str = "Say: {prompt}"):
-    """Echoes, and keeps what is short."""
-    return keep(ask(prompts, teacher, say, n=n, max_tokens=8), short)
-
-def broken(prompts, teacher):
-    raise ZeroDivisionError("a bug")
-'''
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["limbeck", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return run
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with ten prompts and a user's file, and the current directory there."""
-    monkeypatch.chdir(tmp_path)
-    Path("p.jsonl").write_text("".join(json.dumps({"question": "q" * i}) + "\n" for i in range(1, 11)))
-    Path("mine.py").write_text(METHOD)
-    return tmp_path
-
-
 BASE = ("prompts=p.jsonl", "teacher=fake/echo", "--rename", "question=prompt")
 MINE = ("run", "mine.py:method", *BASE)
 
@@ -69,7 +31,7 @@ def bought(out):
 def test_help_names_every_command(call):
     code, out, _ = call("--help")
     assert code == 0
-    for command in ("quickstart", "run", "export", "methods", "show", "trace", "gc", "serve", "report"):
+    for command in ("quickstart", "run", "price", "export", "methods", "show", "trace", "gc", "serve", "report"):
         assert f"  {command} " in out
 
 
@@ -308,7 +270,7 @@ def test_a_line_cut_short_is_skipped(place, call):
 def test_a_users_own_prompt_lies_beside_the_file(place, call):
     Path("sub").mkdir()
     Path("sub/shout.md").write_text("---\ninputs: [prompt]\n---\nSHOUT {prompt}\n")
-    Path("sub/own.py").write_text(METHOD.replace("Say: {prompt}", "shout"))
+    Path("sub/own.py").write_text(Path("mine.py").read_text().replace("Say: {prompt}", "shout"))
     code, _, _ = call("run", "sub/own.py:method", *BASE, "--out", "out")
     assert code == 0 and [r["response"] for r in Table.from_parquet("out/rows.parquet")][:2] == ["SHOUT q", "SHOUT qq"]
     assert list(json.loads(Path("out/run.json").read_text())["prompts"]) == ["shout"]

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import limbeck as lb
-from limbeck import engine
+from limbeck import engine, lane
 from limbeck.engine import Budget
 from limbeck.errors import EndpointFailure
 from limbeck.models.base import Price
@@ -24,11 +24,11 @@ def rows(n):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(engine, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(lane, "FIRST_BACKOFF", 0.01)
 
 
 def test_first_backoff_is_at_most_half_a_second():
-    assert engine.FIRST_BACKOFF <= 0.5
+    assert lane.FIRST_BACKOFF <= 0.5
 
 
 def test_errors_are_retried_until_all_is_there(run, quick):

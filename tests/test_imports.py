@@ -15,7 +15,7 @@ LAYERS = [
     {"errors"},
     {"disk", "fingerprint", "parse", "physical", "progress", "spans", "words"},
     {"checks", "ledger", "pictures", "schema", "prompt", "recipe", "readers", "similar", "store", "table"},
-    {"budget", "pace", "engine", "op", "plan", "run", "trace"},
+    {"budget", "pace", "lane", "engine", "op", "plan", "run", "trace"},
     {"models"},
     {"judges", "verbs"},
     {"losses"},

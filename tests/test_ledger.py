@@ -274,3 +274,25 @@ def test_refused_groups_are_tried_once_more_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "_commit", lambda group: commit(ledger, group))  # space was freed
     ledger.close()
     assert Ledger(tmp_path / "l").have(["a", "b"]) == {"a", "b"}
+
+
+def test_damage_of_a_request_is_named_and_both_are_bought_anew(ledger):
+    ledger.put(record("k", words="w", body='{"messages": []}'))
+    ledger.flush()
+    with ledger._db as db:
+        db.execute("update request set body = ? where words = 'w'", (b"\0" * 30,))
+    with pytest.raises(LimbeckError, match="holds 1 damaged calls, such as k .*set aside: run again"):
+        ledger.call("k")
+    assert ledger.have(["k"]) == set()
+    ledger.put(record("k", words="w", body='{"messages": []}'))
+    ledger.flush()
+    assert ledger.call("k")["request"] == {"messages": []}
+
+
+def test_calls_are_walked_in_the_order_in_which_they_were_kept(ledger):
+    for i in range(7):
+        ledger.put(record(f"k{6 - i}", body=f'{{"n": {i}}}'))
+    ledger.flush()
+    parts = list(ledger.calls(size=3))
+    assert [[c["key"] for c in part] for part in parts] == [["k6", "k5", "k4"], ["k3", "k2", "k1"], ["k0"]]
+    assert parts[2][0]["request"] == '{"n": 6}' and parts[2][0]["reply"] == {"text": "k0"}

@@ -57,7 +57,8 @@ def limbeck(directory: Path, *words: str, key_in: str) -> subprocess.CompletedPr
 @pytest.mark.parametrize(("status", "file"), [(None, "rows.parquet"), (400, "rejects.parquet")])
 def test_the_search_finds_a_key_in_a_call_and_in_a_stage(tmp_path, status, file):
     rows = lb.Table.from_rows([{"prompt": "a question", "note": KEY * 2}])
-    with loopback(trouble=lambda body, tries: status) as server, lb.Run(tmp_path, progress=False):
+    echo = loopback(fn=lambda messages, k: messages[0]["content"], trouble=lambda body, tries: status)
+    with echo as server, lb.Run(tmp_path, progress=False):
         lb.ask(rows, lb.models.get("openai/m", base_url=server.url), "{prompt} {note}")
     assert {"calls.sqlite", file} <= {path.name for path in held_in(tmp_path)}
 

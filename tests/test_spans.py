@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import limbeck as lb
-from limbeck import engine, spans
+from limbeck import lane, spans
 from limbeck.models.base import Price, Reply
 from limbeck.models.fake import Fake
 
@@ -39,7 +39,9 @@ def answering(request):
 
 def test_a_run_holds_its_stages_and_they_what_was_bought(tmp_path, finished):
     with lb.Run(tmp_path / "out", progress=False):
-        lb.keep(asked(4, Fake(answering, "fake/fn", price=Price(1, 1))), lambda row: row["prompt"].endswith("1") or "other")
+        lb.keep(
+            asked(4, Fake(answering, "fake/fn", price=Price(1, 1))), lambda row: row["prompt"].endswith("1") or "other"
+        )
     (run,), (ask,), (keep,), (buy,) = map(finished, ("run", "stage ask", "stage keep", "buy"))
     assert run.parent is None and ask.parent.span_id == keep.parent.span_id == run.context.span_id
     assert buy.parent.span_id == ask.context.span_id
@@ -60,7 +62,7 @@ def test_a_reused_stage_says_so(tmp_path, finished):
 
 def test_calls_have_spans_only_where_that_is_asked_for(tmp_path, finished, monkeypatch):
     monkeypatch.setenv("LIMBECK_OTEL_CALLS", "1")
-    monkeypatch.setattr(engine, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(lane, "FIRST_BACKOFF", 0.01)
     tries = []
 
     def brain(request):
@@ -70,7 +72,9 @@ def test_calls_have_spans_only_where_that_is_asked_for(tmp_path, finished, monke
         return answering(request)
 
     with lb.Run(tmp_path, progress=False):
-        lb.ask(lb.Table.from_rows([{"prompt": SECRET}]), Fake(brain, "fake/fn"), "{prompt}", max_tokens=7, temperature=0.5)
+        lb.ask(
+            lb.Table.from_rows([{"prompt": SECRET}]), Fake(brain, "fake/fn"), "{prompt}", max_tokens=7, temperature=0.5
+        )
     failed, good = finished("chat fn")
     assert failed.attributes["error.type"] == "HTTP 429" and not failed.status.is_ok
     assert good.parent.span_id == finished("buy")[0].context.span_id and good.kind is trace.SpanKind.CLIENT

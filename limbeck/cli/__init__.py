@@ -1,4 +1,4 @@
-"""The command line: `limbeck quickstart | run | price | export | methods | show | trace | gc | ledger | serve | report`.
+"""The command line: `limbeck quickstart | run | price | export | methods | show | trace | gc | ledger | serve | …`.
 
 Only Typer is imported here: `limbeck --help` must answer at once, so each command imports what it needs.
 """
@@ -108,7 +108,7 @@ def export(
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="The finished rows of a run that is not done.")] = False,
 ) -> None:
-    """Write a run's rows in a format that other tools read."""
+    """Write a run's rows in a format that other tools read, and a card beside them that says how they were made."""
     from .run import export as it
 
     with _ended(out):

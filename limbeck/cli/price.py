@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from ..models import prices
 from ..run import Run
 from ..words import money, short
 from . import say
-from .run import beside, check_directory, chosen, opened, piloted
+from .run import beside, check_directory, chosen, piloted, read_in
+
+_KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY")
 
 
 def price(
@@ -36,24 +39,39 @@ def price(
     if target is None or models.is_model(target):
         _prices(target, words, as_json)
         return
-    method, name, _, bound = chosen(target, words, seed)
+    with contextlib.nullcontext() if pilot else _without_keys():
+        method, name, _, bound = chosen(target, words, seed)
     place, columns = out or Path("runs") / method.name.replace(":", "-"), pairs(rename)
     check_directory(place, method.name)
     options: dict[str, Any] = {"budget": budget, "reuse": reuse, "accept_changes": accept_changes}
     dry, estimate = plan.DryRun(), None
     with _somewhere(place) as directory, Run(directory, progress=False, reuse=reuse) as run:
         run.search = beside(method, name)
-        arguments, _ = opened(bound, limit, columns)
+        arguments, _ = read_in(bound, limit, columns)
         dry.walk(run, lambda: method.fn(**arguments))
     if pilot:
         with Run(place, **options) as run:
             run.search = beside(method, name)
-            arguments, rows = opened(bound, limit, columns, pilot)
+            arguments, rows = read_in(bound, limit, columns, pilot)
             estimate = piloted(run, lambda: method.fn(**arguments), rows, pilot)
+    told = {"recipe": method.name, **_told(dry)}
     if as_json:
-        print(json.dumps(_finite(_told(method.name, dry, estimate)), indent=1, ensure_ascii=False))
+        kept = {k: estimate[k] for k in ("rows", "of", "ends", "spent")} | estimate["found"] if estimate else None
+        print(json.dumps(_finite(told | {"estimate": kept}), indent=1, ensure_ascii=False))
         return
-    print("\n".join(_lines(dry, estimate)))
+    print("\n".join(_lines(dry, told, estimate)))
+
+
+@contextlib.contextmanager
+def _without_keys() -> Iterator[None]:
+    """Lets models be named whose key is not there: nothing is sent to them."""
+    lacking = [name for name in _KEYS if not os.environ.get(name)]
+    os.environ.update(dict.fromkeys(lacking, "none"))
+    try:
+        yield
+    finally:
+        for name in lacking:
+            del os.environ[name]
 
 
 @contextlib.contextmanager
@@ -66,23 +84,33 @@ def _somewhere(place: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _told(recipe: str, dry: plan.DryRun, estimate: dict[str, Any] | None) -> dict[str, Any]:
-    """All that is known of the price, as JSON data; without a bound it is infinite."""
+def _told(dry: plan.DryRun) -> dict[str, Any]:
+    """All that is known of the price, as JSON data; what has no bound is infinite."""
     asks = [
-        {"site": a["site"], "prompt": a["prompt"], "model": name, **each, "batch": _batch(dry.models[name], each["money"])}
+        {
+            "site": a["site"],
+            "prompt": a["prompt"],
+            "model": who,
+            **each,
+            "batch": _batch(dry.models[who], each["money"]),
+        }
         for a in dry.asks
-        for name, each in a["each"].items()
+        for who, each in a["each"].items()
     ]
-    total: dict[str, Any] = {unit: sum(a[unit] for a in asks) for unit in (*plan.EACH, "batch")}
-    noted = {name: m.terms for name, m in dry.models.items()}
-    costs = {name: m.price and {"input": m.price.input, "output": m.price.output} for name, m in dry.models.items()}
-    return {"recipe": recipe, "at_most": asks, "total": total, "unbounded": dry.unbounded, "estimate": estimate,
-            "prices": costs, "terms": noted}  # fmt: skip
+    costs = {who: m.price and {"input": m.price.input, "output": m.price.output} for who, m in dry.models.items()}
+    return {
+        "at_most": asks, "total": {unit: sum(a[unit] for a in asks) for unit in (*plan.EACH, "batch")},
+        "unbounded": dry.unbounded, "prices": costs, "terms": {who: m.terms for who, m in dry.models.items()},
+    }  # fmt: skip
 
 
 def _batch(model: Any, dollars: float) -> float:
     """What the same calls cost through the provider's batch API, where it has one."""
-    return dollars * model.price.batch if model.price and "batch" in model.can else dollars
+    return dollars * model.price.batch if _has_batches(model) else dollars
+
+
+def _has_batches(model: Any) -> bool:
+    return model.price is not None and "batch" in model.can
 
 
 def _finite(value: Any) -> Any:
@@ -93,24 +121,26 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and math.isinf(value) else value
 
 
-def _lines(dry: plan.DryRun, estimate: dict[str, Any] | None) -> Iterator[str]:
-    told = _told("", dry, estimate)
+def _lines(dry: plan.DryRun, told: dict[str, Any], estimate: dict[str, Any] | None) -> Iterator[str]:
     table = [["ask", "model", "$/M in/out", "calls", "held", "tokens in", "tokens out", "at most", "in batches"]]
     for a in told["at_most"]:
         model, ask = dry.models[a["model"]], f"{a['site'].partition(':')[0]} {a['prompt']}"[:40]
         table.append([ask, a["model"], _rate(model), *_cells(a)])
     if len(table) > 2:
         table.append(["total", "", "", *_cells(told["total"])])
+    if not any(map(_has_batches, dry.models.values())):
+        table = [line[:-1] for line in table]
     yield from _columns(table, left=2)
     if dry.unbounded:
-        yield f"beyond these asks there is no bound: {dry.unbounded}; cap the run with --budget"
+        yield f"beyond that there is no bound: {dry.unbounded}; cap the run with --budget"
     for why in dict.fromkeys(w for a in dry.asks for w in a["why"]):
         yield f"no bound on the money: {why}"
     if estimate:
         yield from list(say.pilot(**estimate))[:-1]
         yield "what the pilot bought is kept: `limbeck run` with the same arguments buys only the rest"
     elif told["total"]["calls"]:
-        yield "at most: each byte of a prompt counts as a token, each reply as long as it may be; --pilot 20 buys 20 rows and estimates"
+        yield "at most: every byte of a prompt counts as a token, every reply is as long as it may be;"
+        yield "--pilot 20 buys 20 rows, for good, and estimates from them what all will cost"
     for name, terms in told["terms"].items():
         if terms:
             yield f"terms of {name}: {terms}"
@@ -141,20 +171,7 @@ def _columns(table: list[list[str]], left: int) -> Iterator[str]:
 
 def _prices(name: str | None, words: list[str], as_json: bool) -> None:
     """Prints the price of one model, or the table of list prices."""
-    found: dict[str, dict[str, Any]] = {}
-    if name is None:
-        for one, (cost, most) in prices.listed().items():
-            found[one] = {"input": cost.input, "output": cost.output, "max_output": most or None}
-    else:
-        model = models.get(name, **pairs(words))
-        if model.price is None and not model.free:
-            raise LimbeckError(
-                f'no price is known for {name!r}; give one (price="0.15/0.60", dollars per million tokens in/out).'
-            )
-        into, out = (model.price.input, model.price.output) if model.price else (0.0, 0.0)
-        found[name] = {"input": into, "output": out, "max_output": model.max_output, "terms": model.terms}
-        if model.price and "batch" in model.can:
-            found[name] |= {"batch_input": into * model.price.batch, "batch_output": out * model.price.batch}
+    found = _priced(name, pairs(words)) if name else _listed()
     if as_json:
         print(json.dumps({"as_of": prices.AS_OF, "models": found}, indent=1, ensure_ascii=False))
         return
@@ -163,9 +180,35 @@ def _prices(name: str | None, words: list[str], as_json: bool) -> None:
         most = known["max_output"]
         table.append([one, f"{known['input']:g}", f"{known['output']:g}", f"{most:,}" if most else "-"])
     print("\n".join(_columns(table, left=1)))
-    if name is None:
-        print(f"list prices of {prices.AS_OF}; OpenAI and Anthropic take half of it in batches; price= on a model overrides")
-    elif "batch_input" in found[name]:
-        print(f"in batches: {found[name]['batch_input']:g} and {found[name]['batch_output']:g}")
-    if name is not None and found[name]["terms"]:
-        print(f"terms: {found[name]['terms']}")
+    for known in found.values():
+        if batch := known.get("batch"):
+            print(f"in batches: {batch['input']:g} and {batch['output']:g}")
+        if known.get("terms"):
+            print(f"terms: {known['terms']}")
+    if not name:
+        print(f"list prices of {prices.AS_OF}; the option price= on a model overrides them")
+        print("in batches, OpenAI and Anthropic take half: `limbeck price openai/gpt-5-mini`")
+
+
+def _listed() -> dict[str, dict[str, Any]]:
+    return {
+        one: {"input": cost.input, "output": cost.output, "max_output": most or None}
+        for one, (cost, most) in prices.listed().items()
+    }
+
+
+def _priced(name: str, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    with _without_keys():
+        model = models.get(name, **options)
+    if model.price is None and not model.free:
+        raise LimbeckError(
+            f'no price is known for {name!r}; give one (price="0.15/0.60", dollars per million tokens in/out).'
+        )
+    cost = model.price or models.Price(0.0, 0.0)
+    batch = {"input": cost.input * cost.batch, "output": cost.output * cost.batch} if _has_batches(model) else None
+    return {
+        name: {
+            "input": cost.input, "output": cost.output, "batch": batch, "max_output": model.max_output,
+            "terms": model.terms,
+        }
+    }  # fmt: skip

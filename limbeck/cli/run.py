@@ -17,9 +17,9 @@ from ..errors import LimbeckError
 from ..formats import card
 from ..models.base import Model
 from ..recipe import Recipe, find
-from ..words import paid
 from ..run import Run
 from ..table import Table
+from ..words import paid
 from . import say
 
 SECRET = "***"  # stands for a key wherever arguments are written down
@@ -52,8 +52,8 @@ def run(
     opened, saved = False, None
     try:
         with Run(out, budget=budget, reuse=reuse, accept_changes=accept_changes) as it:
-            it.search = beside(method, name)
-            arguments, rows = opened(bound, limit, columns, pilot)
+            it.search, it.ledger.recipe = beside(method, name), method.name
+            arguments, rows = read_in(bound, limit, columns, pilot)
             if dry_run or pilot:
                 _planned(it, lambda: method.fn(**arguments), rows, pilot)
                 return
@@ -122,7 +122,11 @@ def export(directory: Path, format: str, out: Path | None, partial: bool) -> Non
         target = directory / "export.parquet"  # rows.parquet is the run's own, with its lineage
     print(formats.export(rows, format, target))
     written = card.write(directory, target, rows, partial)
-    why = "" if written and written.name == card.NAME else f": {target.with_name(card.NAME)} is not its own, or was edited"
+    why = (
+        ""
+        if written and written.name == card.NAME
+        else f": {target.with_name(card.NAME)} is not its own, or was edited"
+    )
     print(f"its card is {written}{why}" if written else f"no card was written{why}", file=sys.stderr)
 
 
@@ -165,7 +169,7 @@ def _config(path: str) -> tuple[str, dict[str, Any]]:
     return (str(Path(path).parent / target) if ".py" in target and beside.is_file() else target), data
 
 
-def opened(
+def read_in(
     bound: dict[str, Any], limit: int | None, columns: dict[str, str], pilot: int | None = None
 ) -> tuple[dict[str, Any], int]:
     """The arguments with their tables read, and the rows of the largest one before a pilot cuts it."""
@@ -288,7 +292,7 @@ def _salvaged(directory: Path) -> Table:
     options = record["options"]
     with Run(directory, progress=False) as it:
         it.search = beside(method, record["target"])
-        arguments, _ = opened(bound, options.get("limit"), options.get("rename") or {})
+        arguments, _ = read_in(bound, options.get("limit"), options.get("rename") or {})
         salvage = plan.Salvage()
         made = salvage.walk(it, lambda: method.fn(**arguments))
         rows = next((p for p in (made if isinstance(made, tuple) else (made,)) if isinstance(p, Table)), salvage.rows)

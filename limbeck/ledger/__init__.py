@@ -56,6 +56,7 @@ class Ledger:
         self.path = directory / "calls.sqlite"
         self.blobs = Blobs(directory / "blobs")
         self.batches = Submitted(self)
+        self.recipe: str | None = None  # on whose behalf is bought from now on
         self.network: str | None = None
         self._db: sqlite3.Connection | None = None
         try:

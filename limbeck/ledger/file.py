@@ -42,7 +42,7 @@ COLUMNS = (
     "completion_tokens", "cost", "seconds", "at", "site", "row", "reused", *_ADDED,
 )  # fmt: skip
 INSERT = f"insert or ignore into call ({', '.join(COLUMNS)}) values ({', '.join('?' * len(COLUMNS))})"
-_CHECKED = 64 << 20  # bytes; a larger file is not read through after a kill: damage shows when it is read
+_CHECKED = 256 << 20  # bytes; beyond a third of a second's reading, damage by a kill shows when it is read
 _SPAN, _GAP = 1024, 16  # rows read at a time of a damaged file, and how many such spans without any are its end
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 

@@ -69,8 +69,8 @@ class Submitted:
                      *(batch.worst[unit] for unit in ("calls", "tokens", "money"))),
                 )  # fmt: skip
 
-    def name(self, batch: Batch, remote: str | None) -> None:
-        """Writes down what the provider calls a batch; None where that turned out to be another's."""
+    def name(self, batch: Batch, remote: str) -> None:
+        """Writes down what the provider calls a batch."""
         batch.remote = remote
         self._do(("update batch set remote = ? where tag = ?", (remote, batch.tag)))
 

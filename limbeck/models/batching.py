@@ -94,16 +94,17 @@ class _Serving:
 
     def accept(self, asked: Iterable[Asked]) -> None:
         """Makes rows of requests, and embeds texts."""
-        asked, texts = list(asked), []
+        asked, texts, jobs = list(asked), [], []
         self.unanswered |= dict.fromkeys(future for _, _, future in asked)
         for request, key, future in asked:
             try:
                 if request.embed is not None:
                     texts.append((_ids(self.model, request.embed), future))
                 else:
-                    self.waiting.append(Job(self.model, request, key, future))
+                    jobs.append(Job(self.model, request, key, future))
             except Refused as refusal:
                 self.settle(future, refusal)
+        self.waiting += sorted(jobs, key=lambda job: len(job.prompt))  # alike lengths together: less padding
         texts.sort(key=lambda text: len(text[0]))
         while texts:
             size = max(1, _EMBED // len(texts[-1][0]))

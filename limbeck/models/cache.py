@@ -143,8 +143,10 @@ class Joined:
         if unread:
             self._share(unread)
         while unread:
-            most = max(1, _PREFILL // max(1, len(unread[-1]) - len(self.prefix)))
-            chunk, unread = unread[-most:], unread[:-most]
+            longest = len(unread[-1]) - len(self.prefix)
+            most = max(1, _PREFILL // max(1, longest))
+            chunk = [read for read in unread[-most:] if 4 * (len(read) - len(self.prefix)) >= 3 * longest]
+            unread = unread[: -len(chunk)]
             for layer, fresh in zip(self.layers, self._read(chunk), strict=True):
                 if not layer.is_initialized:
                     layer.lazy_initialization(fresh.keys, fresh.values)

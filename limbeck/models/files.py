@@ -16,6 +16,7 @@ from ..errors import LimbeckError
 
 if TYPE_CHECKING:
     from .hf import HF
+    from .vllm import VLLM
 
 # Everything that decides what the model answers. Logs, cards, optimiser states and training arguments do not.
 _TEXT = (
@@ -62,7 +63,7 @@ def digest(path: str, revision: str | None, who: str) -> str:
     return fingerprint.digest(*parts)
 
 
-def load(kind: str, model: "HF", **options: Any) -> Any:
+def load(kind: str, model: "HF | VLLM", **options: Any) -> Any:
     """Reads a tokenizer or weights with transformers' class `kind`, without its progress bars and chatter."""
     try:
         import torch  # noqa: F401

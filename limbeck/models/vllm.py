@@ -79,17 +79,16 @@ class VLLM(Model):
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         prompt = {"prompt_token_ids": chat.encode(self.tokenizer, request, self.name, schema_in_words=False)}
-        last: Any = None
+        how, name = self._sampling(request, key), f"{key}-{next(self._tries)}"
         try:
-            async for last in self._engine.generate(prompt, self._sampling(request, key), f"{key}-{next(self._tries)}"):
-                pass
+            outs = [out async for out in self._engine.generate(prompt, how, name)]  # one, as only the end is asked for
         except EngineDeadError as e:
             raise EndpointFailure(f"{self.name}: vLLM's engine died ({_line(e)})", cause="engine", final=True) from e
         except EngineGenerateError as e:
             raise EndpointFailure(f"{self.name}: vLLM's engine failed ({_line(e)})", cause="engine") from e
         except ValueError as e:  # how vLLM says that it does not take a request: too long, or such a schema
             raise Refused(f"{self.name}: {_line(e)}") from e
-        return self._reply(last, request)
+        return self._reply(outs[-1], request)
 
     async def close(self) -> None:
         """Ends the engine and frees the GPU; a later reply starts it again."""

@@ -16,8 +16,8 @@ from .. import result, store
 from ..errors import LimbeckError
 from ..run import current
 from ..trace import trace
-from .curve import curves
 from ..words import duration, money, paid, short
+from .curve import curves
 
 _SELF_TOLD = ("LimbeckError", "BudgetError", "Incomplete", "Interrupted", "ChangedError")  # their words say enough
 _SAMPLES, _REJECTS, _LONGEST = 3, 8, 2500  # rows shown, rejected rows shown, characters of one value

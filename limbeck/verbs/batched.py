@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..budget import Budget
-from ..engine import FIRST_BACKOFF, LONGEST_BACKOFF, Buying, Job
+from ..engine import Buying, Job
 from ..errors import BudgetError, EndpointFailure, Interrupted, LimbeckError, Refused
+from ..lane import FIRST_BACKOFF, LONGEST_BACKOFF
 from ..ledger import Ledger, Record
 from ..ledger.submitted import Batch
 from ..models.base import Model, Request, in_words
@@ -31,6 +32,7 @@ class Batched(Buying):
 
     def __init__(self, ledger: Ledger, budget: Budget, progress: Any):
         self._leaving = asyncio.Event()
+        self.collecting = asyncio.Lock()  # one batch at a time: its calls and results are held in memory
         self._desks: list[_Desk] = []
         super().__init__(ledger, budget, progress)
 
@@ -134,7 +136,9 @@ class _Desk:
             try:
                 line = self.api.line(job.key, self._request(job))
             except Refused as refusal:
+                self.budget.settle(dict.fromkeys(part.worst, 0.0), {"calls": 1.0})
                 self.buying.keep(self.model, job, None, str(refusal), 0.0)
+                self.buying.progress.advance()
                 continue
             need = self._worst(job)
             if part.calls and (len(part.calls) >= self.most or part.size + len(line) > self.api.most_bytes):
@@ -161,7 +165,8 @@ class _Desk:
         jobs = iter(self.jobs)
         while chunk := list(itertools.islice(jobs, _LOOKED_UP)):
             keys = [job.key for job in chunk]
-            held, on_their_way = self.ledger.have(keys), self.ledger.batches.holding(keys)
+            on_their_way = self.ledger.batches.holding(keys)  # before `have`: what leaves a batch is in the ledger
+            held = self.ledger.have(keys)
             for tag in set(on_their_way.values()) - self.batches.keys():
                 self._follow(known[tag])
             gone = held | on_their_way.keys() | self._given_up
@@ -194,8 +199,10 @@ class _Desk:
         """Hands a batch in. After a failure that leaves open whether it arrived, the provider is asked for it first."""
         for attempt in itertools.count():
             try:
-                remote = (await self._find(batch) if attempt else None) or await self.api.submit(batch.tag, lines)
-                break
+                if attempt and await self._find(batch):
+                    return
+                remote = await self.api.submit(batch.tag, lines)
+                return await asyncio.to_thread(self.ledger.batches.name, batch, remote)
             except EndpointFailure as failure:
                 if failure.final and not attempt:
                     await self._forget(batch)
@@ -203,20 +210,23 @@ class _Desk:
                     raise
                 self.buying.retries[failure.cause] += 1
                 backoff = min(FIRST_BACKOFF * 2**attempt, LONGEST_BACKOFF)
-                await self.buying.pause(max(backoff, failure.retry_after or 0.0))
+                await self.buying.pause(max(backoff, FIRST_POLL, failure.retry_after or 0.0))  # it may still arrive
             except LimbeckError as error:
                 if not attempt:
                     await self._forget(batch)
                 if isinstance(error, Refused):
                     raise LimbeckError(f"a batch was not taken: {error}; ask without batch=True, or mend it.") from None
                 raise
-        await asyncio.to_thread(self.ledger.batches.name, batch, remote)
 
-    async def _find(self, batch: Batch) -> str | None:
-        """The provider's name for a batch that may have been handed in."""
+    async def _find(self, batch: Batch) -> bool:
+        """Looks for a batch that may have been handed in. What is found may yet turn out to be another's.
+
+        That is why its name is not written down: what the ledger names is certain, and no other batch's.
+        """
         others = self._others | {b.remote for b in self.ledger.batches.all() if b.remote}
         found = await self.api.find(batch.tag, batch.count, batch.at)
-        return next((remote for remote in found if remote not in others), None)
+        batch.remote = next((remote for remote in found if remote not in others), None)
+        return batch.remote is not None
 
     async def _forget(self, batch: Batch, real: dict[str, float] | None = None) -> None:
         """Ends a batch: in the ledger, and in the budget, where what it took replaces the most that it could take."""
@@ -256,20 +266,14 @@ class _Desk:
         pause, failures = FIRST_POLL, 0
         while not self.buying.leaving:
             try:
-                if batch.remote is None:
-                    if batch.endpoint != self.model.endpoint:
-                        raise self._unknown(batch)
-                    if (remote := await self._find(batch)) is None:  # it never arrived
-                        self._again = True
-                        return await self._forget(batch)
-                    await asyncio.to_thread(self.ledger.batches.name, batch, remote)
-                assert batch.remote is not None
-                state = await self.api.state(batch.remote)
-                if state.failed is not None:
-                    return await self._not_taken(batch, state)
-                if state.ended and await self._collect(batch):
-                    return
-                self._show(batch, state)
+                if batch.remote is None and batch.endpoint != self.model.endpoint:
+                    raise self._unknown(batch)
+                if batch.remote or await self._find(batch):
+                    if await self._is_over(batch):
+                        return
+                elif time.time() - batch.at > LONGEST_POLL:  # it never arrived
+                    self._again = True
+                    return await self._forget(batch)
                 failures = 0
             except EndpointFailure as failure:
                 if failure.cause == "HTTP 404":
@@ -282,8 +286,21 @@ class _Desk:
             await self.buying.pause(pause)
             pause = min(pause * SLOWER, LONGEST_POLL)
 
-    def _show(self, batch: Batch, state: State) -> None:
-        answered = min(state.answered, batch.count)
+    async def _is_over(self, batch: Batch) -> bool:
+        """Looks at a batch once, and collects it where it has ended."""
+        assert batch.remote is not None
+        state = await self.api.state(batch.remote)
+        if state.failed is not None:
+            await self._not_taken(batch, state)
+            return True
+        if state.ended:
+            async with self.buying.collecting:
+                return await self._collect(batch)
+        self._show(batch, state.answered)
+        return False
+
+    def _show(self, batch: Batch, answered: int) -> None:
+        answered = min(answered, batch.count)
         self.buying.progress.advance(answered - self._shown[batch.tag])
         self._shown[batch.tag] = answered
 
@@ -302,7 +319,7 @@ class _Desk:
             raise LimbeckError(f"{self.model.name}: the batch {batch.remote} was not taken: {state.failed}")
         if self.alone:
             self.most = max(1, batch.count // 2)
-            await self.buying.pause(FIRST_POLL)
+            await self.buying.pause(LONGEST_POLL)
         self.alone = self._again = True
         self.buying.retries["batch queue full"] += 1
 
@@ -322,13 +339,13 @@ class _Desk:
                     self._take(batch, call, outcome, real)
         if seen and len(waiting) == batch.count:
             self._others.add(batch.remote)
-            await asyncio.to_thread(self.ledger.batches.name, batch, None)
+            batch.remote = None
             return False
         nothing = EndpointFailure(f"{self.model.name}: the batch {batch.remote} ended without it", cause="no result")
         for key, failure in (lost | dict.fromkeys(waiting.keys() - held, nothing)).items():
             self._lost(key, failure)
         await asyncio.to_thread(self.ledger.flush)
-        self._show(batch, State(int(real["calls"]), batch.count, ended=True))
+        self._show(batch, int(real["calls"]))
         await self._forget(batch, real)
         return True
 

@@ -96,7 +96,8 @@ class Conversation:
 
     def stage(self) -> Table:
         """Has all talks, buys what they lack, and stores their rows."""
-        started, made, looks = time.monotonic(), None, list[dict[str, Any]]()
+        started, looks = time.monotonic(), list[dict[str, Any]]()
+        made: Any = None
         try:
             answers = functools.partial(self._answers, looks=looks)
             made = row_stage("converse", self.rows, self.parameters(), answers, code=data_half())
@@ -105,7 +106,7 @@ class Conversation:
             raise Interrupted("interrupted: what is bought is kept; run the same command again to go on.") from None
         finally:
             if looks:
-                counts: Any = made and made.meta["counts"]  # type: ignore[attr-defined]
+                counts = None if made is None else made.meta["counts"]
                 self.run.say(summary(self.label, looks, self.replayed, counts, time.monotonic() - started))
 
     # -- without buying

@@ -11,6 +11,7 @@ from ..run import Run, current
 from ..table import Row, Table
 from .ask import settled
 from .asking import Asking
+from .shape import Column
 
 
 def embed(
@@ -30,6 +31,7 @@ class Embedding(Asking):
     kind, whole = "embed", True
 
     def __init__(self, rows: Table, who: Any, text: Any, into: str):
+        text = f"{{{text.name}}}" if isinstance(text, Column) else text
         super().__init__(rows, who, text, into=into)
         self.sampling = {}
 
@@ -43,6 +45,7 @@ class Embedding(Asking):
         return {"embed"}
 
     def request(self, row: Row) -> Request:
+        assert isinstance(self.prompt, prompts.Prompt)
         return Request(messages=[], embed=str(self.prompt.render(row)))
 
     def columns(self, row: Row, model: Model, reply: Reply) -> Iterator[Row | Reject]:

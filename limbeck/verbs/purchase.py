@@ -180,7 +180,7 @@ class Purchase:
                           failed=dict(buying.failed), spent=run.ledger.spent())  # fmt: skip
 
     def _buyer(self) -> type[Buying]:
-        if not self.asking.batch:
+        if not self.asking.batch or self.run.plan is not None:  # a pilot is to be over soon
             return Buying
         from .batched import Batched  # brings the HTTP models with it
 
@@ -216,9 +216,7 @@ class Purchase:
             jobs = list(self._again())
             have = self.run.ledger.have([job.key for job in jobs])
             if lost := [job for job in jobs if job.key not in have]:
-                with self._bought(
-                    [(m, [j for j in lost if j.model is m]) for m in self.asking.models], len(lost)
-                ):
+                with self._bought([(m, [j for j in lost if j.model is m]) for m in self.asking.models], len(lost)):
                     pass
 
     def _again(self) -> Iterator[Job]:
