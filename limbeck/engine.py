@@ -33,13 +33,14 @@ def loop() -> asyncio.AbstractEventLoop:
 
 def start(work: Coroutine) -> concurrent.futures.Future:
     """Starts a coroutine on the background loop."""
+    if threading.current_thread().name == LOOP:
+        work.close()
+        raise LimbeckError("a talk cannot wait for a verb, which would wait for the talk: ask with `await call(…)`.")
     return asyncio.run_coroutine_threadsafe(work, loop())
 
 
 def finish(future: concurrent.futures.Future, on_interrupt: Callable[[], None] | None = None) -> Any:
     """Waits for what was started. Ctrl-C drains what is in flight; a second one gives up."""
-    if threading.current_thread().name == LOOP:
-        raise LimbeckError("a talk cannot wait for a verb, which would wait for the talk: ask with `await call(…)`.")
     try:
         return future.result()
     except KeyboardInterrupt:

@@ -98,6 +98,7 @@ class Try:
     job: Job
     attempt: int
     first: float  # when it was first tried
+    guess: float = 0.0  # tokens that it is thought to take
 
 
 class Lane:
@@ -172,6 +173,9 @@ class Lane:
         try:
             for queue in queues:
                 if (found := queue.take(now)) is not None:
+                    request, counts = found.job.request, self.pace.counts_tokens
+                    prompt = self.models[queue].prompt_tokens_at_most(request) / 4 if counts else 0.0
+                    found.guess = self.pace.start(prompt)  # before the next one looks
                     return queue, found
         except LimbeckError as error:  # of the code that makes the calls
             self.buying.stop(error)
@@ -217,14 +221,13 @@ class Lane:
                 return
         clock = asyncio.get_running_loop().time
         pace, started, real = self.pace, clock(), None
-        guess = pace.start(model.prompt_tokens_at_most(job.request) / 4 if pace.counts_tokens else 0.0)
         try:
             reply, refused = await buying.reply(model, job.request, job.key), None
         except Refused as refusal:
             reply, refused = None, str(refusal)
             real = {"calls": 1.0, "tokens": 0.0, "money": 0.0}
         except EndpointFailure as failure:
-            pace.end(guess, 0)
+            pace.end(found.guess, 0)
             self._failed(failure, queue, found, started, clock())
             return
         except BaseException as error:
@@ -240,7 +243,7 @@ class Lane:
             budget.settle(need, real)
         now = clock()
         self.in_a_row, self._asides, self._aside_until, queue.last_success = 0, 0, 0.0, now
-        pace.end(guess, real["tokens"])
+        pace.end(found.guess, real["tokens"])
         if model.room is not None:
             pace.told(model.room, now)
         pace.answered(now, started, reply.completion_tokens if reply else 0, self.running)

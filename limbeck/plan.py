@@ -49,6 +49,9 @@ class Plan:
 EACH = ("calls", "replayed", "tokens_in", "tokens_out", "money")  # what a dry run counts for each model of an ask
 
 
+_WRONG = 512  # tokens at most of the words that say what is wrong with a reply
+
+
 class StandIn(View):
     """Rows as they might come back from an ask: every call answered, with text of the greatest length."""
 
@@ -126,19 +129,24 @@ class DryRun(Plan):
         found: dict[str, Any] = {"site": site, "prompt": asking.label, "models": [m.name for m in asking.models]}
         each: dict[str, dict[str, Any]] = {m.name: dict.fromkeys(EACH, 0) for m in asking.models}
         self.models |= {m.name: m for m in asking.models}
+        tries = asking.again + 1 if not real or any(purchase.lacks) else 1  # where all is held, all was asked again too
         for model, request, calls in purchase.requests():
             mine, need = each[model.name], sum(purchase.lacks[calls.start : calls.stop]) if real else asking.n
             mine["replayed"] += asking.n - need
-            mine["calls"] += need
-            if not need:
-                continue
             prompt = model.prompt_tokens_at_most(request)
             written = model.written_at_most(request)
-            mine["tokens_in"] += need * prompt
-            mine["tokens_out"] += math.inf if written is None else need * written
-            if not model.free:
-                known = model.price is not None and written is not None
-                mine["money"] += need * model.price.of(prompt, written) if known else math.inf
+            for again in range(tries):
+                if again:  # either with twice the room, or with the last reply and what is wrong with it
+                    need, prompt = asking.n, prompt + (written or 0) + _WRONG
+                    written = 2 * written if request.max_tokens is not None and written else written
+                if not need:
+                    continue
+                mine["calls"] += need
+                mine["tokens_in"] += need * prompt
+                mine["tokens_out"] += math.inf if written is None else need * written
+                if not model.free:
+                    known = model.price is not None and written is not None
+                    mine["money"] += need * model.price.of(prompt, written) if known else math.inf
         found |= {unit: sum(mine[unit] for mine in each.values()) for unit in ("calls", "replayed", "money")}
         found["tokens"] = sum(mine["tokens_in"] + mine["tokens_out"] for mine in each.values())
         found["each"] = each

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROVIDERS = {"gemini": "gcp.gemini"}  # whom the conventions name otherwise
 _SENT = ("temperature", "top_p", "max_tokens")
 
 
@@ -92,7 +93,8 @@ def replies() -> Callable[[Any, Any, str], Awaitable[Any]]:
     async def traced(model: Any, request: Any, key: str) -> Any:
         provider, _, name = model.name.partition("/") if "/" in model.name else (None, "", model.name)
         doing = "embeddings" if request.embed is not None else "chat"
-        known = {"gen_ai.operation.name": doing, "gen_ai.request.model": name, "gen_ai.provider.name": provider}
+        known = {"gen_ai.operation.name": doing, "gen_ai.request.model": name}
+        known["gen_ai.provider.name"] = _PROVIDERS.get(provider or "", provider)
         known |= {f"gen_ai.request.{k}": getattr(request, k) for k in _SENT}
         with tracer.start_as_current_span(
             f"{doing} {name}", kind=SpanKind.CLIENT, record_exception=False, set_status_on_exception=False

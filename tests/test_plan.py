@@ -51,6 +51,24 @@ def test_a_dry_run_buys_nothing_and_bounds_what_a_real_run_buys(tmp_path):
     assert spent["tokens"] <= total["tokens"]
 
 
+def test_asking_again_is_within_the_bound(tmp_path):
+    def recipe(who):
+        return lambda: lb.ask(rows(5), who, "{prompt}", parse="json", max_tokens=50, again=2)
+
+    def cut(request):  # each reply as long as it may be, and of no use
+        tokens = request.max_tokens, sum(len(m["content"]) for m in request.messages)
+        finish = "length" if request.max_tokens < 100 else "stop"
+        return lb.Reply("y " * tokens[0], completion_tokens=tokens[0], prompt_tokens=tokens[1] // 2, finish=finish)
+
+    total = dry(tmp_path / "dry", recipe(model(never))).totals()
+    with lb.Run(tmp_path / "real", progress=False) as run:
+        recipe(model(cut))()
+        spent = run.ledger.spent()
+    assert spent["calls"] == total["calls"] == 15
+    assert spent["tokens"] <= total["tokens"] and spent["money"] <= total["money"]
+    assert dry(tmp_path / "real", recipe(model(never))).totals()["calls"] == 0
+
+
 def test_what_is_held_already_is_not_counted(tmp_path):
     with lb.Run(tmp_path, progress=False):
         lb.ask(rows(4), model(), "{prompt}", max_tokens=9)

@@ -1,5 +1,6 @@
 """What is seen of long work: a line that fits, events for machines, one sentence at the end."""
 
+import asyncio
 import io
 import json
 import sys
@@ -8,7 +9,7 @@ import time
 import pytest
 
 import limbeck as lb
-from limbeck import engine, lane, progress
+from limbeck import lane, progress
 from limbeck.models.base import Price
 from limbeck.models.fake import Fake
 from limbeck.progress import Progress, fitted, summary
@@ -149,7 +150,7 @@ def test_how_a_purchase_goes_is_told_to_machines(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "TOLD_EVERY", 0.05)
 
     async def brain(request):
-        await engine.asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)
         return lb.Reply("x", prompt_tokens=3, completion_tokens=1)
 
     with lb.Run(tmp_path, progress=False):

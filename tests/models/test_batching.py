@@ -118,7 +118,7 @@ def test_out_of_memory_begins_anew_with_half_the_rows(teacher, monkeypatch):
         return real(model, ids_bt, *rest)
 
     monkeypatch.setattr(cache, "run", crowded)
-    assert [r.token_ids for r in ask(teacher, *requests)] == expected and sizes[0] == 12
+    assert [r.token_ids for r in ask(teacher, *requests)] == expected and max(sizes) == 12
     monkeypatch.setattr(cache, "run", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     errors = ask(teacher, *requests[:3])
     assert all(isinstance(e, LimbeckError) and "max_tokens" in str(e) for e in errors)

@@ -195,3 +195,16 @@ def test_a_wrong_key_is_final_and_nothing_is_left_behind(tmp_path):
             ask(tmp_path, model(server))
         with lb.Run(tmp_path, progress=False) as run:
             assert run.ledger.batches.all() == [] and sum(server.calls.values()) == 1
+
+
+def test_two_batches_of_one_size_that_lost_their_names_are_told_apart(tmp_path):
+    def hook(what):
+        if what == "created" and len(server.batches) <= 2:
+            raise web.HTTPBadGateway
+
+    with provider(echo, hook=hook, looks=2) as server:
+        made = ask(tmp_path, [model(server, "anthropic", name) for name in "ab"])
+    assert [(r["writer"][-1], r["response"][:10]) for r in made] == [
+        (name, f"question {i}") for i in range(6) for name in "ab"
+    ]
+    assert len(server.batches) == 2 and set(server.asked.values()) == {1}
