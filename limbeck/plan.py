@@ -1,6 +1,7 @@
 """Runs of another kind: a dry run's upper bound, a pilot's estimate from real rows, a salvage of what is finished.
 
-While `run.plan` is set, `ask` goes through it, and steps that would look into rows that are not there pass them on.
+While `run.plan` is set, `ask` and `converse` go through it, and steps that would look into rows that are not there
+pass them on.
 """
 
 import contextlib
@@ -146,7 +147,8 @@ class DryRun(Plan):
                 mine["tokens_out"] += math.inf if written is None else need * written
                 if not model.free:
                     known = model.price is not None and written is not None
-                    mine["money"] += need * model.price.of(prompt, written) if known else math.inf
+                    share = model.price.batch if known and asking.batch else 1.0
+                    mine["money"] += need * share * model.price.of(prompt, written) if known else math.inf
         found |= {unit: sum(mine[unit] for mine in each.values()) for unit in ("calls", "replayed", "money")}
         found["tokens"] = sum(mine["tokens_in"] + mine["tokens_out"] for mine in each.values())
         found["each"] = each

@@ -84,7 +84,8 @@ class Conversation:
         self.stopped: BaseException | None = None
         self.replayed = 0
         self._bar: Progress | None = None
-        self._prompts: dict[Any, prompts.Prompt] = {}
+        self._prompts: dict[str, prompts.Prompt] = {}
+        self._told: dict[str, str] = {}  # the digest of each prompt that was said, by name
         self._tasks: set[asyncio.Task] = set()  # talks that go on
         self._over = False
         self._running, self._waiting = 0, deque[asyncio.Future]()
@@ -151,7 +152,7 @@ class Conversation:
                 run.event("bought", site=self.site, calls=self.buying.bought, money=bar.money,
                           tokens=[self.buying.prompt_tokens, self.buying.completion_tokens],
                           retries=dict(self.buying.retries), failed=dict(self.buying.failed),
-                          spent=run.ledger.spent())  # fmt: skip
+                          prompts=self._told, spent=run.ledger.spent())  # fmt: skip
                 self.buying = self._bar = None
 
     async def _all(self, buying: Buying) -> None:
@@ -196,14 +197,13 @@ class Conversation:
             await self._turn()
             began = True
             made = self._results(await self.talk(mine, Call(self, talk)))
-        except Refused as refusal:
-            made = [Reject(f"refused: {refusal}"[:200])]
-        except Rejected as rejected:
-            made = [rejected.reject]
-        except BaseException as error:
-            if not (self._over or talk.unanswered):
-                self._stop(error, index, mine)
-            return None
+        except BaseException as raised:
+            error = _alone(raised)
+            if not isinstance(error, Refused | Rejected):
+                if not (self._over or talk.unanswered):
+                    self._stop(error, index, mine)
+                return None
+            made = [error.reject if isinstance(error, Rejected) else Reject(f"refused: {error}"[:200])]
         finally:
             talk.over = True
             self._tasks.discard(task)
@@ -240,9 +240,8 @@ class Conversation:
     @functools.cached_property
     def _about(self) -> tuple[bytes, np.ndarray]:
         """Per row, a digest of the columns that its talk is about, and how many earlier rows have the same."""
-        if self.on is None:
-            digests = self.rows.row_digests
-        else:
+        digests = self.rows.row_digests
+        if self.on is not None:
             digests = b"".join(row_digest({c: row.get(c) for c in self.on}) for row in self.rows.tracked())
         return digests, _earlier(bytearray(digests))
 
@@ -282,11 +281,13 @@ class Conversation:
         return model
 
     def prompt(self, prompt: str | prompts.Prompt) -> prompts.Prompt:
-        if isinstance(prompt, prompts.Prompt):
-            return prompt
-        if prompt not in self._prompts:
-            self._prompts[prompt] = prompts.get(prompt, self.run.search)
-        return self._prompts[prompt]
+        """A prompt by its name or template, read once; what is said is remembered for the record."""
+        if isinstance(prompt, str):
+            if prompt not in self._prompts:
+                self._prompts[prompt] = prompts.get(prompt, self.run.search)
+            prompt = self._prompts[prompt]
+        self._told[prompt.name] = prompt.digest
+        return prompt
 
     async def held(self, talk: Talk, key: str, whole: bool = False) -> Held | None:
         """What the ledger, or a run that lends, holds under a key. Keys that are asked for together are one query."""
@@ -357,6 +358,14 @@ class Conversation:
         if inspect.iscoroutinefunction(fn):
             return await work()
         return await asyncio.get_running_loop().run_in_executor(_threads(), work)
+
+
+def _alone(error: BaseException) -> BaseException:
+    """What a TaskGroup wrapped: its one error, or the first where all of them only reject the row."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    found = [_alone(inner) for inner in error.exceptions]
+    return found[0] if len(found) == 1 or all(isinstance(e, Refused | Rejected) for e in found) else error
 
 
 class _Calls:

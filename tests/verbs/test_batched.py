@@ -5,6 +5,7 @@ import base64
 import pytest
 
 import limbeck as lb
+from limbeck import plan
 from limbeck.models import batch
 from limbeck.verbs import batched
 from tests.batch_server import model, provider
@@ -192,6 +193,16 @@ def test_the_worst_price_of_a_batch_is_halved_and_what_it_leaves_over_is_used(tm
         assert not server.batches
         assert len(ask(tmp_path / "b", who, budget="$0.00101", n=5)) == 5
         assert [len(b["requests"]) for b in server.batches] == [2, 2, 1]
+
+
+def test_a_plan_counts_half_the_price_and_hands_nothing_in(tmp_path):
+    with provider() as server, lb.Run(tmp_path, progress=False) as run:
+        bound = {}
+        for one in (False, True):
+            walked = plan.DryRun()
+            walked.walk(run, lambda one=one: lb.ask(rows(), model(server), "{prompt}", batch=one))
+            bound[one] = walked.asks[0]["money"]
+        assert bound[True] == pytest.approx(bound[False] / 2) and not server.calls
 
 
 # -- what is shown and how often is looked

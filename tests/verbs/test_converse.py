@@ -248,4 +248,9 @@ def test_events_say_what_was_bought_where(run, brain):
     events = [json.loads(line) for line in (Path(run.dir) / "events.jsonl").read_text().splitlines()]
     told = {e["event"]: e for e in events}
     assert told["ask"]["site"] == told["bought"]["site"] == "1:converse" and told["ask"]["prompt"] == "thrice"
-    assert told["bought"]["calls"] == 9 and told["stage"]["op"] == "converse" and told["stage"]["out"] == 3
+    assert (
+        list(told["bought"]["prompts"]) == ["'{prompt}'"]
+        and told["bought"]["calls"] == 9
+        and told["stage"]["op"] == "converse"
+        and told["stage"]["out"] == 3
+    )

@@ -95,6 +95,18 @@ def test_rows_rejects_refusals_and_nothing_are_counted(run):
     assert model.calls == 5  # the refusal was held already
 
 
+def test_refusals_in_a_task_group_reject_the_row(run):
+    def refuse(request):
+        raise Refused("no")
+
+    async def talk(row, call):
+        async with asyncio.TaskGroup() as group:
+            for branch in range(2):
+                group.create_task(call("m", "{prompt}", branch=branch))
+
+    assert rejects(lb.converse(rows(2), talk, m=Fake(refuse))) == {"refused: no": 2}
+
+
 def test_a_row_without_what_a_prompt_takes_is_rejected(run, brain):
     table = lb.Table.from_rows([{"prompt": "a"}, {"text": "b"}])
     made = lb.converse(table, once, model=Fake(brain))
