@@ -184,7 +184,7 @@ def test_ctrl_c_drains_keeps_what_came_and_goes_on_later(tmp_path):
         child = subprocess.Popen(
             [sys.executable, "-c", code, server.url, str(tmp_path)], stderr=subprocess.PIPE, text=True
         )
-        while server.bought < 20:
+        while server.bought < 20 and child.poll() is None:
             time.sleep(0.01)
         os.kill(child.pid, signal.SIGINT)
         error = child.communicate(timeout=20)[1]
