@@ -13,6 +13,7 @@ import linecache
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,9 @@ def fingerprint(value: Any, where: str = "value") -> str:
     return digest("\0".join(_tokens(value, where)))
 
 
+_within: ContextVar[tuple[Callable, ...]] = ContextVar("within", default=())  # the functions that it is inside of
+
+
 def _tokens(value: Any, where: str) -> Iterator[str]:
     if value is None or isinstance(value, bool | int | str | float):
         yield f"{type(value).__name__}:{value!r}"
@@ -122,9 +126,13 @@ def _tokens(value: Any, where: str) -> Iterator[str]:
         yield from _tokens(value.__self__, where)
     elif isinstance(value, types.FunctionType):
         yield f"function:{value.__qualname__}:{code_digest(value)}:{digest(_own_text(value.__code__))}"
+        if value in (outer := _within.get()):
+            return  # it calls itself, or one that calls it
+        token = _within.set((*outer, value))
         for name, held in sorted(_held(value).items()):
             yield name
             yield from _tokens(held, f"{where} (which uses {name!r})")
+        _within.reset(token)
     elif isinstance(value, types.BuiltinFunctionType):
         yield f"builtin:{value.__module__}.{value.__qualname__}"
     else:

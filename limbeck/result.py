@@ -186,6 +186,6 @@ def prompts_used(directory: Path) -> dict[str, str]:
     """The digests of the prompts that this run's asks said, templates included."""
     found: dict[str, str] = {}
     for event in events(directory):
-        if event["event"] == "ask":
+        if event["event"] in ("ask", "bought"):  # what a talk says is known at its end
             found |= event.get("prompts", {})
     return found

@@ -128,3 +128,17 @@ def test_functions_of_one_name_in_one_file_differ_by_what_they_say():
 def test_functions_that_have_no_file_differ_too():
     made = [eval(f"lambda row: row['n'] {sign} 5") for sign in "<>"]
     assert fingerprint(made[0]) != fingerprint(made[1])
+
+
+def test_functions_that_call_themselves_or_each_other_have_a_fingerprint():
+    def even(n):
+        return n == 0 or odd(n - 1)
+
+    def odd(n):
+        return n > 0 and even(n - 1)
+
+    def down(n):
+        return n and down(n - 1)
+
+    assert len({fingerprint(even), fingerprint(odd), fingerprint(down)}) == 3
+    assert fingerprint([down, down]) == fingerprint([down, down])

@@ -66,9 +66,11 @@ def _opened(directory: Path) -> Iterator[Ledger]:
 def _groups(held: Ledger, asks: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for model, served, recipe, site, *counts in held.select(_GROUPS):
         ask = asks.get(site, {})
+        counted = dict(zip(_COUNTED, counts, strict=True))
+        only_tools = counted["tools"] and not counted["calls"] and not counted["reused"]
         yield {
-            "model": _name(model, served, ask), "recipe": recipe, "stage": f"{site} {ask.get('prompt', '')}".strip(),
-            "digest": model, **dict(zip(_COUNTED, counts, strict=True)),
+            "model": "(tools)" if only_tools else _name(model, served, ask), "recipe": recipe, "stage": f"{site} {ask.get('prompt', '')}".strip(),
+            "digest": model, **counted,
         }  # fmt: skip
 
 
