@@ -179,20 +179,21 @@ class Bench:
     def kill(self) -> dict[str, Any]:
         """SIGKILL at 60 % of the answers, then a second process: what it asks for again of what was asked before."""
         found: dict[str, list[Outcome]] = {}
-        rows = min(self.args.rows, self.args.peer_rows)
-        for who in ["limbeck", *(who for who in self.args.peers if who != FLOOR)]:
+        few = min(self.args.rows, self.args.peer_rows)
+        peers = [(who, 64, few) for who in self.args.peers if who != FLOOR]
+        for who, concurrency, rows in [("limbeck", 64, few), ("limbeck", 512, self.args.rows), *peers]:
             for _ in range(self.args.repeats):
                 with self.serving() as url:
                     work = self.directory()
-                    self.run(who, url, rows, 64, work, kill_at=rows * 6 // 10)
+                    self.run(who, url, rows, concurrency, work, kill_at=rows * 6 // 10)
                     time.sleep(2 * LATENCY)  # the server answers what was in flight to nobody
                     first = stats(url)
-                    second = self.run(who, url, rows, 64, work, limit=HANGS)
+                    second = self.run(who, url, rows, concurrency, work, limit=HANGS)
                     if second.ended == "ok":
                         second.seen["twice"] = first["requests"] + second.seen["requests"] - rows
-                    found.setdefault(f"{who} {rows}", []).append(second)
+                    found.setdefault(f"{who} c{concurrency} {rows}", []).append(second)
                 asked = f"{first['requests']:,} asked before the kill, {second.seen['requests']:,} after it"
-                say(f"kill {who} {rows:,} rows: {asked}; {second.ended}")
+                say(f"kill {who} c{concurrency} {rows:,} rows: {asked}; {second.ended}")
         return {name: summary(outcomes, None) for name, outcomes in found.items()}
 
     def memory(self) -> dict[str, Any]:
@@ -285,9 +286,12 @@ def bounds(found: dict[str, Any], rows: int, few: int) -> Iterator[tuple[str, fl
     yield "again: seconds, stages deleted, net of an empty run", replayed, "<=", 4.0
     asked = middle("again", f"limbeck {rows}", "requests") + middle("again", "limbeck without stages", "requests")
     yield "again: calls bought by either", asked, "<=", 0
-    group = min(GROUP_CALLS, GROUP_SECONDS * 64 / LATENCY)
-    twice = found.get("kill", {}).get(f"limbeck {few}", {}).get("twice", [float("nan")])
-    yield "kill: calls bought twice, in flight and one group", max(twice), "<=", 64 + group
+    for name, entry in found.get("kill", {}).items():
+        if name.startswith("limbeck"):
+            concurrency = int(name.split()[1][1:])
+            most = concurrency + min(GROUP_CALLS, GROUP_SECONDS * concurrency / LATENCY)
+            twice = max(entry.get("twice", [float("inf")]))
+            yield f"kill: calls bought twice at {concurrency} in flight, those and one group", twice, "<=", most
     sizes = [entry["memory"][0] for entry in found.get("memory", {}).values()] or [float("nan")]
     yield "memory: MB more for a hundred times the rows", sizes[-1] - sizes[0], "<", 50
     for who, limit in (("distilabel", 8.0), ("curator", 3.0)):

@@ -33,6 +33,9 @@ from .shape import Column
 
 CHUNK = 1000  # rows that are read at a time
 _LOOKED_UP = 2000  # keys
+_EARLY, _OVERHEAD = 16_000_000, 600  # bytes of rendered requests that are kept; and what one takes beside its words
+
+Said = tuple[Model, Request, str, str]  # who is asked, what, its canonical JSON, the digest of both
 
 
 class Purchase:
@@ -45,20 +48,25 @@ class Purchase:
         self.asked = Counter[int]()  # how many rows of each chunk are asked about
         self.instead: dict[int, list[str]] = {}  # calls that were asked again: the keys of that, in order
         self.lacks = bytearray()  # a mark per call: does the ledger lack it?
+        self._early: list[tuple[int, list[Said]]] = []  # the first requests, as they were rendered
         self.looks: list[dict[str, Any]] = []  # how each buying went
 
     @functools.cached_property
     def _rendered(self) -> tuple[bytes, np.ndarray]:
         """The render pass: a key of 16 bytes a call, and for each (row, model) how many earlier rows said the same."""
-        asking, words, inside = self.asking, bytearray(), bytearray()
+        asking, words, inside, room = self.asking, bytearray(), bytearray(), _EARLY
         for index, row in enumerate(asking.rows.tracked()):
             if asking.lacking(row):
                 continue
             mine = asking.in_shard(index)
-            for *_, word in asking.said(row):
+            said = list(asking.said(row))
+            for *_, word in said:
                 words += bytes.fromhex(word)
                 inside.append(mine)
             self.asked[index // CHUNK] += mine
+            if mine and room > 0 and not asking.images:
+                self._early.append((index, said))
+                room -= sum(_OVERHEAD + 2 * len(body) for _, _, body, _ in said)
         occurrences = _earlier(words)
         keys = bytearray()
         for at, occurrence in enumerate(occurrences.tolist()):
@@ -102,19 +110,25 @@ class Purchase:
     # -- buying
     def jobs(self, which: int) -> Iterator[Job]:
         """The calls to one of the models that the ledger lacks, rendered again as they are needed."""
-        asking, n, left = self.asking, self.asking.n, sum(self.lacks)
-        for index, row, first in self.rows():
+        n, left = self.asking.n, sum(self.lacks)
+        for index, row, first in self._again_rendered():
             left -= sum(self.lacks[first : first + self.each])
             first += which * n
             if any(self.lacks[first : first + n]):
-                said = next(itertools.islice(asking.said(row), which, None))
+                said = row[which] if isinstance(row, list) else list(self.asking.said(row))[which]
                 for draw in range(n):
                     if self.lacks[first + draw]:
                         yield self._job(said, self.key(first + draw), first + draw, index)
             if not left:
                 return
 
-    def _job(self, said: tuple[Model, Request, str, str], key: str, call: int, index: int) -> Job:
+    def _again_rendered(self) -> Iterator[tuple[int, list[Said] | Row, int]]:
+        """(index, what was said or the row to say it of, its first call): the first rows' requests are still here."""
+        for at, (index, said) in enumerate(self._early):
+            yield index, said, at * self.each
+        yield from itertools.islice(self.rows(), len(self._early), None)
+
+    def _job(self, said: Said, key: str, call: int, index: int) -> Job:
         (model, request, body, words), n = said, self.asking.n
         return Job(
             model=model, request=request, key=key, words=words, body=body,
