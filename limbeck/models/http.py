@@ -21,7 +21,7 @@ from ..fingerprint import fingerprint
 from .base import Model, Reply, Request, Room, in_words
 from .prices import price_of
 from .waits import asked_to_wait, seconds
-from .wire import Answer, Broken, Wire
+from .wire import JSON, Answer, Broken, Wire
 
 _IMAGE_TOKENS = 50_000  # what the dearest vision models count for one large picture, rounded up
 _LATER = {408, 409, 425, 429}
@@ -31,7 +31,6 @@ _NO_SCHEMA = re.compile(
     re.I,
 )
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.I | re.S)
-_JSON = {"Content-Type": "application/json"}
 
 
 class NoSchema(Refused):
@@ -216,7 +215,7 @@ class HTTP(Model):
 
     async def _send(self, method: str, target: str, data: bytes, headers: Mapping[str, str] | None) -> Answer:
         try:
-            answer = await self._connections().send(method, target, data, _JSON if headers is None else headers)
+            answer = await self._connections().send(method, target, data, JSON if headers is None else headers)
         except Broken as e:
             if e.cause == "certificate":
                 words = (
@@ -225,7 +224,8 @@ class HTTP(Model):
                 raise self._final("certificate", f"does not prove who it is: {words}") from e
             raise (self._final if e.final else self._away)(e.cause, self._clean(e.words)) from e
         if self.room_headers:
-            self.room = self._room(answer.headers)
+            tells = not answer.headers.keys().isdisjoint(self.room_headers)
+            self.room = self._room(answer.headers) if tells else None
         return answer
 
     def prompt_tokens_at_most(self, request: Request) -> int:
@@ -258,11 +258,9 @@ class HTTP(Model):
             self._wire, self._loop = Wire(self.endpoint, headers, timeout=self.timeout, stall=self.stall), loop
         return self._wire
 
-    def _room(self, headers: Mapping[str, str]) -> Room | None:
+    def _room(self, headers: Mapping[str, str]) -> Room:
         """What the endpoint says it has left."""
         requests, requests_reset, tokens, tokens_reset = map(headers.get, self.room_headers or ())
-        if requests is None and tokens is None and requests_reset is None and tokens_reset is None:
-            return None
         return Room(_count(requests), seconds(requests_reset), _count(tokens), seconds(tokens_reset))
 
     # -- what went wrong

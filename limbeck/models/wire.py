@@ -20,6 +20,7 @@ import httptools
 IDLE = 4.0
 # Notices a peer that vanished, and a router that forgot the connection while a model thinks.
 _KEEPALIVE = (("SO_KEEPALIVE", 1), ("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+JSON = {"Content-Type": "application/json"}
 _TEXT = re.compile(r"[\x20-\x7e\t]*")
 
 
@@ -61,9 +62,9 @@ class Wire:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.timeout
         connection = self._spare(loop.time()) or await self._connect(loop, deadline)
+        length = b"Content-Length: %d\r\n\r\n" % len(body) if body or method != "GET" else b"\r\n"
         extra = _lines(headers) if headers else b""
-        length = b"Content-Length: %d\r\n" % len(body) if body or method != "GET" else b""
-        head = b"%b %b HTTP/1.1\r\n%b%b%b\r\n" % (method.encode(), target.encode(), self._head, extra, length)
+        head = b"%b %b HTTP/1.1\r\n%b%b%b" % (method.encode(), target.encode(), self._head, extra, length)
         answer = await connection.exchange(head + body, deadline)
         if connection.reusable:
             connection.used = loop.time()
@@ -244,6 +245,8 @@ class _Connection(asyncio.Protocol):
 
 
 def _lines(headers: Mapping[str, str]) -> bytes:
+    if headers is JSON:
+        return b"Content-Type: application/json\r\n"
     for name, value in headers.items():
         if not _TEXT.fullmatch(value):
             raise Broken("header", f"the header {name} holds what no header may; is the key whole?", final=True)
