@@ -69,7 +69,8 @@ def _groups(held: Ledger, asks: dict[str, dict[str, Any]]) -> Iterator[dict[str,
         counted = dict(zip(_COUNTED, counts, strict=True))
         only_tools = counted["tools"] and not counted["calls"] and not counted["reused"]
         yield {
-            "model": "(tools)" if only_tools else _name(model, served, ask), "recipe": recipe, "stage": f"{site} {ask.get('prompt', '')}".strip(),
+            "model": "(tools)" if only_tools else _name(model, served, ask),
+            "recipe": recipe, "stage": f"{site} {ask.get('prompt', '')}".strip(),
             "digest": model, **counted,
         }  # fmt: skip
 
