@@ -13,7 +13,7 @@ from .budget import Budget
 from .errors import EndpointFailure, Incomplete, Interrupted, LimbeckError
 from .fingerprint import digest
 from .lane import Job, Lane, Queue
-from .ledger import Ledger, Record
+from .ledger import GROUP_CALLS, Ledger, Record
 
 LOOP = "limbeck-loop"  # the thread of the event loop
 
@@ -79,6 +79,7 @@ class Buying:
         self._queues: dict[int, Queue] = {}
         self._lanes: dict[str, Lane] = {}
         self._finished: asyncio.Future | None = None
+        self._catching: asyncio.Future | None = None
         progress.state = self.state
         self.reply = spans.replies()
 
@@ -210,6 +211,13 @@ class Buying:
                 blobs=job.blobs,
             )
         )
+
+    async def caught_up(self) -> None:
+        """Waits for the ledger where it falls behind: one thread for all who wait."""
+        if self.ledger.behind > GROUP_CALLS:
+            if self._catching is None or self._catching.done():
+                self._catching = asyncio.ensure_future(asyncio.to_thread(self.ledger.catch_up))
+            await asyncio.shield(self._catching)
 
     def _wrongly_served(self, model: Any, served: str | None) -> LimbeckError | None:
         if served is None:

@@ -252,6 +252,7 @@ class Lane:
         if job.answer is not None and not job.answer.done():
             job.answer.set_result((reply, refused))
         buying.done(job)
+        await buying.caught_up()
 
     def _failed(self, failure: EndpointFailure, queue: "Queue", found: "Try", started: float, now: float) -> None:
         buying, job = self.buying, found.job

@@ -18,7 +18,7 @@ from . import physical
 from .disk import aside, lock, sync
 from .errors import LimbeckError
 
-BATCH = 8192  # rows in memory at a time
+BATCH = 1024  # rows in memory at a time
 SUMS = "sums.json"  # beside a stage's files: each one's size and the checksum of its end
 _END = 1 << 20  # bytes: all of meta.json, and a Parquet file's footer; the pages before it have checksums of their own
 # What the store keeps beside the data. `_digest`: the row's hash. `_parent`: the index of the input row.

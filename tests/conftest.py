@@ -77,8 +77,8 @@ def call(monkeypatch, capsys):
 def place(tmp_path, monkeypatch):
     """A folder with ten prompts and a user's file, and the current directory there."""
     monkeypatch.chdir(tmp_path)
-    registered = sys.modules["limbeck.recipe"]
-    monkeypatch.setattr(registered, "_registry", dict(registered._registry))  # what is registered here is forgotten again
+    recipes = sys.modules["limbeck.recipe"]
+    monkeypatch.setattr(recipes, "_registry", recipes.registered())  # what is registered here is forgotten again
     Path("p.jsonl").write_text("".join(json.dumps({"question": "q" * i}) + "\n" for i in range(1, 11)))
     Path("mine.py").write_text(METHOD)
     return tmp_path

@@ -113,6 +113,16 @@ class Ledger:
         if self._failed:
             raise self._unwritten()
 
+    @property
+    def behind(self) -> int:
+        """How many calls were put and are not durable yet."""
+        return self._put - self._durable
+
+    def catch_up(self) -> None:
+        """Blocks until no more than a group is waiting to be written: a kill shall lose no more than that."""
+        with self._turn:
+            self._turn.wait_for(lambda: self.behind <= GROUP_CALLS or self._failed)
+
     def _unwritten(self) -> LimbeckError:
         return LimbeckError(f"the ledger {self.path} cannot be written: {self._failed}; free space, then run again.")
 
