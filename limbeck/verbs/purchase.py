@@ -33,7 +33,7 @@ from .shape import Column
 
 CHUNK = 1000  # rows that are read at a time
 _LOOKED_UP = 2000  # keys
-_EARLY, _OVERHEAD = 16_000_000, 600  # bytes of rendered requests that are kept; and what one takes beside its words
+_EARLY, _OVERHEAD = 8_000_000, 800  # bytes of rendered requests that are kept; and what one takes beside its words
 
 Said = tuple[Model, Request, str, str]  # who is asked, what, its canonical JSON, the digest of both
 
