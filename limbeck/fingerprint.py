@@ -32,8 +32,8 @@ _DATA_HALF = (
 
 def digest(*parts: str | bytes) -> str:
     """Hashes the parts, in order and apart from each other, to 32 hex characters (BLAKE2b-128)."""
-    data = [part.encode("utf-8", "surrogatepass") if type(part) is str else part for part in parts]
-    told = b"".join([piece for part in data for piece in (len(part).to_bytes(8, "big"), part)])  # type: ignore[arg-type]
+    data = [part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in parts]
+    told = b"".join([piece for part in data for piece in (len(part).to_bytes(8, "big"), part)])
     return hashlib.blake2b(told, digest_size=16).hexdigest()
 
 

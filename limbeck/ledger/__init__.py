@@ -238,8 +238,10 @@ class Ledger:
     def bought_before(self, site: str, rows: set[str]) -> dict[str, dict[str, tuple[str, str, str]]]:
         """Per row digest, what this place in the recipe bought for it earlier: key -> (model, request, salt)."""
         found: dict[str, dict[str, tuple[str, str, str]]] = {}
-        calls = self._all("select row, key, model, words, salt from call where site = ?", (site,))
-        calls = [c for c in calls if c[0] in rows]
+        calls = list[tuple]()
+        for chunk in _chunks(list(rows)):
+            sql = f"select row, key, model, words, salt from call where site = ? and row in ({_marks(chunk)})"
+            calls += self._all(sql, (site, *chunk))
         bodies: dict[str, str] = {}
         for chunk in _chunks(list({c[3] for c in calls})):
             for words, body in self._all(f"select words, body from request where words in ({_marks(chunk)})", chunk):
