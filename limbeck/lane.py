@@ -10,13 +10,15 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import EndpointFailure, LimbeckError, Refused
+from .errors import EndpointFailure, Refused
 from .pace import PUSHES_BACK, Pace
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 LONGEST_PAUSE = 600.0  # an endpoint that asks for more is away
 IN_A_ROW = 3  # failures after which one of several endpoints is set aside
 LONGEST_ASIDE = 60.0
+ELSEWHERE = 1.0  # seconds for which a retry is left to the other endpoints
+_LIMITS = ("max_concurrency", "requests_per_second", "requests_per_minute", "tokens_per_minute")
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,9 +62,9 @@ class Queue:
         for lane in self.lanes:
             lane.wake(due)
 
-    def take(self, now: float) -> "Try | None":
-        """The next try that may start now."""
-        if self.retries and self.retries[0][0] <= now:
+    def take(self, now: float, lane: "Lane") -> "Try | None":
+        """The next try that may start now on this lane."""
+        if self.retries and self.ready(lane) <= now:
             return heapq.heappop(self.retries)[2]
         if self.put_here:
             return Try(self.put_here.popleft(), 0, now)
@@ -73,9 +75,10 @@ class Queue:
             self.fresh = None
         return None
 
-    def due(self) -> float | None:
-        """When the next retry may start, if there is one."""
-        return self.retries[0][0] if self.retries else None
+    def ready(self, lane: "Lane") -> float:
+        """When the next retry may start on this lane: a little later where it failed, so that another may be first."""
+        due, _, again = self.retries[0]
+        return due + (ELSEWHERE if again.failed_at is lane and len(self.lanes) > 1 else 0.0)
 
     def dry(self) -> bool:
         """Whether nothing more will come of it: all is taken, or no endpoint is left to ask."""
@@ -99,6 +102,7 @@ class Try:
     attempt: int
     first: float  # when it was first tried
     guess: float = 0.0  # tokens that it is thought to take
+    failed_at: Any = None  # the lane where it failed last
 
 
 class Lane:
@@ -122,13 +126,20 @@ class Lane:
         def given(option: str) -> list[Any]:
             return [v for m in self.models.values() if (v := getattr(m, option)) is not None]
 
-        rates = (given(o) for o in ("requests_per_second", "requests_per_minute", "tokens_per_minute"))
-        return Pace(max(given("max_concurrency"), default=None), *(min(r, default=None) for r in rates))
+        most, *rates = map(given, _LIMITS)
+        return Pace(max(most, default=None), *(min(r, default=None) for r in rates))
 
     @property
     def width(self) -> int:
         """How many calls may be in flight: one alone, to see whether it is back, after it was set aside."""
         return 1 if self._aside_until else self.pace.width
+
+    def serve(self, queue: Queue, model: Any) -> None:
+        """Answers a queue's calls from now on, by `model`, whose limits count too."""
+        self.models[queue] = model
+        queue.lanes.append(self)
+        if any(getattr(model, option) is not None for option in _LIMITS):
+            self.__dict__.pop("pace", None)
 
     def pump(self) -> None:
         """Starts as many calls as there is room and work for."""
@@ -172,18 +183,15 @@ class Lane:
             queues = [*queues[self._turn :], *queues[: self._turn]]
         try:
             for queue in queues:
-                if (found := queue.take(now)) is not None:
+                if (found := queue.take(now, self)) is not None:
                     request, counts = found.job.request, self.pace.counts_tokens
                     prompt = self.models[queue].prompt_tokens_at_most(request) / 4 if counts else 0.0
                     found.guess = self.pace.start(prompt)  # before the next one looks
                     return queue, found
-        except LimbeckError as error:  # of the code that makes the calls
+        except Exception as error:  # of the code that makes the calls
             self.buying.stop(error)
             return None
-        except Exception as error:
-            self.buying.stop(error)
-            return None
-        due = min((d for q in queues if (d := q.due()) is not None), default=None)
+        due = min((q.ready(self) for q in queues if q.retries), default=None)
         if due is not None:
             self.wake(due)
         return None
@@ -196,8 +204,6 @@ class Lane:
             while more is not None:
                 try:
                     await self._try(*more)
-                except LimbeckError as error:
-                    buying.stop(error)
                 except Exception as error:  # a bug in a model: stop everything, keep what is paid for, show it
                     buying.stop(error)
                 more = self._take() if self.running <= self.width else None
@@ -269,7 +275,7 @@ class Lane:
                 queue.again(found, now)
                 return
         elif found.attempt < job.model.retries:
-            self.in_a_row += failure.cause not in PUSHES_BACK
+            self.in_a_row += 1
             others = any(not lane._aside_until for lane in queue.lanes if lane is not self)  # never all of them
             if self.in_a_row >= IN_A_ROW and others and now >= self._aside_until:
                 self._aside_until, self._asides = now + min(2.0**self._asides, LONGEST_ASIDE), self._asides + 1
@@ -277,9 +283,7 @@ class Lane:
             backoff = min(FIRST_BACKOFF * 2**found.attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
             if pause:
                 self.pace.pause(now + pause)
-            # Another endpoint may take it at once; where this is the only one, it waits at least as long as was asked.
-            alone = len(queue.lanes) == 1
-            queue.again(Try(job, found.attempt + 1, found.first), now + max(backoff, pause if alone else 0.0))
+            queue.again(Try(job, found.attempt + 1, found.first, failed_at=self), now + backoff)
             return
         buying.failed[failure.cause] += 1
         buying.why[failure.cause] = str(failure)

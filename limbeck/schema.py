@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from . import parse
 from .errors import LimbeckError
@@ -22,24 +23,27 @@ class Fitting:
     model: type | None = None
 
     def __call__(self, text: str) -> Any:
-        found = parse.json(text)
-        if isinstance(found, Reject) or (self._wants_object and not isinstance(found, dict)):
-            found = _mended(text)
-        if isinstance(found, Reject):
-            return found
+        fault: Reject | None = None
+        for read in (_whole, parse.json, _mended):
+            found = read(text)
+            if not isinstance(found, Reject):
+                made = self._held_against(found)
+                if not isinstance(made, Reject):
+                    return made
+                fault = fault or made
+        return fault or Reject("no JSON")
+
+    def _held_against(self, found: Any) -> Any:
+        """What was read if it fits, else where it does not."""
         if self.model is not None:
             return _made(self.model, found)
-        fault = next(
-            iter(sorted(_validator(json.dumps(self.schema, sort_keys=True)).iter_errors(found), key=str)), None
-        )
-        if fault is None:
+        faults = sorted(_validator(json.dumps(self.schema, sort_keys=True)).iter_errors(found), key=str)
+        if not faults:
             return found
-        where = "/".join(map(str, fault.absolute_path)) or "the answer"
-        return Reject(f"{where} does not fit the schema: {fault.validator} should be {fault.validator_value!r:.80}")
-
-    @property
-    def _wants_object(self) -> bool:
-        return self.schema.get("type") == "object"
+        where = "/".join(map(str, faults[0].absolute_path)) or "the answer"
+        return Reject(
+            f"{where} does not fit the schema: {faults[0].validator} should be {faults[0].validator_value!r:.80}"
+        )
 
 
 def fitting(schema: Any) -> Callable[[str], Any]:
@@ -52,6 +56,8 @@ def fitting(schema: Any) -> Callable[[str], Any]:
         _validator(json.dumps(schema, sort_keys=True))
     except Exception as error:
         raise LimbeckError(f"the schema is none: {str(error).splitlines()[0]}") from None
+    if lost := next(_lost_references(schema, schema), None):
+        raise LimbeckError(f"the schema refers to {lost!r}, which is not in it; write it under '$defs'.")
     return Fitting(schema)
 
 
@@ -62,6 +68,27 @@ def _validator(schema: str) -> Any:
     kind = jsonschema.validators.validator_for(json.loads(schema), jsonschema.Draft202012Validator)
     kind.check_schema(json.loads(schema))
     return kind(json.loads(schema))
+
+
+def _whole(text: str) -> Any:
+    """The reply as it stands: a number, a word in quotes and null are JSON too."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return Reject("no JSON")
+
+
+def _lost_references(schema: Any, at: Any) -> Iterator[str]:
+    """The `$ref`s in a part of a schema that lead nowhere within it."""
+    for value in at.values() if isinstance(at, Mapping) else at if isinstance(at, list) else ():
+        yield from _lost_references(schema, value)
+    if isinstance(at, Mapping) and isinstance(ref := at.get("$ref"), str):
+        found: Any = schema if ref.startswith("#") else None
+        for step in ref[1:].split("/")[1:]:
+            name = unquote(step).replace("~1", "/").replace("~0", "~")
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if found is None:
+            yield ref
 
 
 def _mended(text: str) -> Any:

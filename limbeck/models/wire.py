@@ -124,6 +124,8 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, raw: bytes, deadline: float) -> Answer:
         assert self._transport is not None
+        if self._transport.is_closing():
+            raise Broken("disconnect", "the connection broke before the request")
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
@@ -187,6 +189,10 @@ class _Connection(asyncio.Protocol):
             self._fail(Broken("disconnect", f"the connection broke before an answer{why}"))
 
     # -- of the parser
+    def on_message_begin(self) -> None:
+        if self._waiting is None:  # an answer that nobody asked for
+            self.abort()
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
@@ -199,6 +205,8 @@ class _Connection(asyncio.Protocol):
         self._parts.append(body)
 
     def on_message_complete(self) -> None:
+        if self._waiting is None:
+            return
         if self._parser.get_status_code() >= 200:
             self._done()
         else:  # 100 Continue and its like come before the answer
@@ -207,7 +215,8 @@ class _Connection(asyncio.Protocol):
     # -- how it ends
     def _done(self) -> None:
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        if (coding := self._headers.get("content-encoding", "identity")) in ("gzip", "deflate"):
+        coding = self._headers.get("content-encoding", "identity").lower()
+        if body and coding in ("gzip", "deflate"):
             try:
                 body = zlib.decompress(body, 47 if coding == "gzip" else 15)
             except zlib.error as error:
@@ -215,7 +224,7 @@ class _Connection(asyncio.Protocol):
                 return
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.done():
-            waiting.set_result(Answer(self._parser.get_status_code(), self._headers, body))
+            waiting.set_result(Answer(self._parser.get_status_code(), dict(self._headers), body))
         if self._to_the_end or not self._parser.should_keep_alive():
             self.abort()
 

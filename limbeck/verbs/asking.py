@@ -183,15 +183,13 @@ class Asking:
         return digest(f"call {KEY_SCHEMA}", words, salt, str(occurrence), str(draw))
 
     # -- from reply to columns
-    def better(self, row: Row, request: Request, data: dict[str, Any], tries: int) -> Request | None:
+    def better(self, row: Row, model: Model, request: Request, data: dict[str, Any], tries: int) -> Request | None:
         """What to ask instead where a reply will not do: cut off, with twice the room; unreadable, with the reason."""
         reply = Reply.from_json(data)
         if reply.finish == "length":
-            return (
-                dataclasses.replace(request, max_tokens=request.max_tokens * 2 ** (tries + 1))
-                if request.max_tokens
-                else None
-            )
+            room = request.max_tokens or 0
+            more = min(room * 2**tries, model.max_output or room * 2**tries)
+            return dataclasses.replace(request, max_tokens=more) if more > room * 2 ** (tries - 1) else None
         value = self._value(row, reply)
         if not isinstance(value, Reject):
             return None

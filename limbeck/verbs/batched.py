@@ -73,12 +73,9 @@ class Batched(Buying):
         try:
             await asyncio.gather(*(desk.all() for desk in self._desks))
         finally:
-            await asyncio.to_thread(self.ledger.flush)
             if not self.stopped and not self.failed:
                 self.left.clear()
-            with self.moved:
-                self.over = True
-                self.moved.notify_all()
+            await self.close()
         if self.stopped:
             raise self.stopped
         if self.failed:

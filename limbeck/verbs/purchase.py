@@ -11,7 +11,7 @@ import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from .. import engine, spans
 from ..engine import Buying, Job
 from ..errors import Interrupted, LimbeckError
-from ..fingerprint import data_half
+from ..fingerprint import data_half, digest
 from ..models.base import Model, Reply, Request
 from ..op import Made, row_stage
 from ..parse import Reject
@@ -227,11 +227,16 @@ class Purchase:
     def ask_again(self) -> None:
         """Asks again, up to `again` times, what was cut off or does not parse; buys what the ledger lacks of that."""
         for _ in range(self.asking.again):
-            jobs = list(self._again())
-            have = self.run.ledger.have([job.key for job in jobs])
-            if lost := [job for job in jobs if job.key not in have]:
-                with self._bought([(m, [j for j in lost if j.model is m]) for m in self.asking.models], len(lost)):
+            if lost := self._lost():
+                whom = {id(job.model): job.model for job in lost}.values()
+                with self._bought([(m, [j for j in lost if j.model is m]) for m in whom], len(lost)):
                     pass
+
+    def _lost(self) -> list[Job]:
+        """The calls of the next round that the ledger lacks."""
+        jobs = list(self._again())
+        have = self.run.ledger.have([job.key for job in jobs])
+        return [job for job in jobs if job.key not in have]
 
     def _again(self) -> Iterator[Job]:
         """One more call for each whose last reply will not do."""
@@ -242,18 +247,20 @@ class Purchase:
                 for which, (model, request, *_) in enumerate(self.asking.said(row)):
                     for call in range(first + which * self.asking.n, first + (which + 1) * self.asking.n):
                         data, _ = replies.get(self._last(call), (None, None))
-                        tries = len(self.instead.get(call, ()))
-                        better = self.asking.better(row, request, data, tries) if data else None
+                        tries = len(self.instead.get(call, ())) + 1
+                        better = self.asking.better(row, model, request, data, tries) if data else None
                         if better is not None:
                             said = self.asking.worded(model, better)
-                            key = self.asking.key(
-                                said[3], int(self._rendered[1][call // self.asking.n]), call % self.asking.n
-                            )
+                            key = digest("again", str(tries), said[3], self.key(call))
                             self.instead.setdefault(call, []).append(key)
                             yield self._job(said, key, call, index)
 
     def _last(self, call: int) -> str:
         return self.instead[call][-1] if call in self.instead else self.key(call)
+
+    def _tries(self, call: int) -> tuple[str, ...]:
+        """The keys of a call and of those that were asked instead, in order."""
+        return (self.key(call), *self.instead.get(call, ()))
 
     # -- reading
     def answers(self, rows: Iterator[tuple[int, Row]]) -> Iterator[Made]:
@@ -263,43 +270,52 @@ class Purchase:
                 pass
             self.ask_again()
         with self.buying() if not self.asking.again else contextlib.nullcontext() as buying:
-            first = 0
+            first, whole = 0, True
             for chunk, part in itertools.groupby(rows, key=lambda pair: pair[0] // CHUNK):
                 if buying is not None:
-                    if not buying.wait_for(chunk):
-                        return  # it stopped; the reason is raised on the way out
+                    whole = buying.wait_for(chunk)
                     self.run.ledger.flush()
-                yield from self.read(list(part), first)
+                if whole:
+                    whole = yield from self.read(list(part), first)
+                if not whole:
+                    break  # it stopped; the reason is raised on the way out
                 first += self.asked[chunk] * self.each
+        if not whole:
+            raise LimbeckError(f"{self.label}: not every call was answered; run the same command again for the rest.")
 
-    def read(self, part: list[tuple[int, Row]], first: int) -> Iterator[Made]:
-        """Turns the replies to some rows, whose calls begin with `first`, into rows. What is not held is left out."""
+    def read(self, part: list[tuple[int, Row]], first: int) -> Generator[Made, None, bool]:
+        """Turns the replies to some rows, whose calls begin with `first`, into rows. Returns whether all were held."""
         asking, calls = self.asking, list[tuple[int, Row, int | None]]()
         for index, row in part:
             if asking.in_shard(index):
                 calls.append((index, row, None if asking.lacking(row) else first))
                 first += 0 if calls[-1][2] is None else self.each
-        keys = [self._last(at + i) for _, _, at in calls if at is not None for i in range(self.each)]
+        whole = True
+        keys = [k for _, _, at in calls if at is not None for i in range(self.each) for k in self._tries(at + i)]
         held = self.run.ledger.replies(keys, whole=asking.whole)
         for index, row, at in calls:
             if at is None:
                 yield Made(index, Reject(f"no {asking.lacking(row)}"))
                 continue
             for i in range(self.each):
-                if (key := self._last(at + i)) not in held:
+                paid = tuple(key for key in self._tries(at + i) if key in held)
+                if not paid:
+                    whole = False
                     continue
-                paid = (self.key(at + i), *self.instead.get(at + i, ())) if self.instead else (key,)
-                data, refused = held[key]
+                data, refused = next((held[k] for k in reversed(paid) if held[k][0]), held[paid[0]])
                 if data is None:
                     yield Made(index, Reject(f"refused: {refused}"[:200]), paid)
                     continue
                 reply = Reply.from_json(data)
                 for made in asking.columns(row, asking.models[i // asking.n], reply):
                     yield Made(index, made, paid, reply.text if isinstance(made, Reject) else None)
+        return whole
 
     def finished(self) -> Iterator[Row]:
         """The rows whose replies the ledger holds, without buying any."""
         first = 0
+        for _ in range(self.asking.again):
+            self._lost()
         for chunk, part in itertools.groupby(enumerate(self.asking.rows.tracked()), key=lambda pair: pair[0] // CHUNK):
             for made in self.read(list(part), first):
                 if isinstance(made.result, dict):
