@@ -134,6 +134,10 @@ class Lane:
         """How many calls may be in flight: one alone, to see whether it is back, after it was set aside."""
         return 1 if self._aside_until else self.pace.width
 
+    def gone(self, looks: int) -> bool:
+        """Whether it was looked for so often, each time in vain."""
+        return self._asides >= max(looks, 1)
+
     def serve(self, queue: Queue, model: Any) -> None:
         """Answers a queue's calls from now on, by `model`, whose limits count too."""
         self.models[queue] = model
@@ -274,11 +278,13 @@ class Lane:
                 buying.retries[failure.cause] += 1
                 queue.again(found, now)
                 return
-        elif found.attempt < job.model.retries:
+        elif found.attempt < job.model.retries and not all(lane.gone(job.model.retries) for lane in queue.lanes):
             self.in_a_row += 1
             others = any(not lane._aside_until for lane in queue.lanes if lane is not self)  # never all of them
-            if self.in_a_row >= IN_A_ROW and others and now >= self._aside_until:
-                self._aside_until, self._asides = now + min(2.0**self._asides, LONGEST_ASIDE), self._asides + 1
+            nobody = failure.cause == "connect"  # one call at a time looks whether somebody is there again
+            if self.in_a_row >= IN_A_ROW and (others or nobody) and now >= self._aside_until:
+                aside = min(FIRST_BACKOFF * 2.0**self._asides, LONGEST_ASIDE)
+                self._aside_until, self._asides = now + aside, self._asides + 1
             buying.retries[failure.cause] += 1
             backoff = min(FIRST_BACKOFF * 2**found.attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
             if pause:

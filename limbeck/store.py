@@ -139,6 +139,7 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """Gives a directory to write a stage in; what was not committed vanishes with the block."""
         path = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+        path.chmod(self.root.stat().st_mode & 0o777)  # whoever may read the run may read its stages
         try:
             yield path
         finally:

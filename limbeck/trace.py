@@ -35,7 +35,7 @@ def _ident(directory: Path, row: str) -> str:
     result = directory / "rows.parquet"
     if not result.exists():
         raise LimbeckError(
-            f"{directory} has no rows.parquet yet; give a lineage id such as 'ask-…:17', or finish the run."
+            f"{directory} has no rows.parquet yet; give a lineage id such as 'ask-…:17', finish the run, or save(rows)."
         )
     if not row.isdigit():
         raise LimbeckError(f"a row is a number or a lineage id such as 'ask-1a2b3c4d5e6f7a8b:17'; it is {row!r}.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -255,3 +256,45 @@ def test_ctrl_c_does_not_wait_out_a_pause(run):
             await aio.wait_for(work, 5)
 
     engine.wait(scene())
+
+
+def test_a_disk_that_fails_ends_the_ask_with_its_reason(run, monkeypatch):
+    def full(self, group):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(run.ledger), "_commit", full)
+    with pytest.raises(lb.LimbeckError, match="cannot be written.*No space left"):
+        lb.ask(rows(300), Fake(lambda r: "x"), "{prompt}")
+    monkeypatch.undo()
+
+
+def test_the_same_model_twice_answers_twice_through_errors(run, quick):
+    draw = random.Random(0)
+
+    def brain(request):
+        if draw.random() < 0.3:
+            raise EndpointFailure("sorry", cause="HTTP 500")
+        return "x"
+
+    model = Fake(brain)
+    made = lb.ask(rows(100), [model, model], "{prompt}")
+    assert made.size == 200 and run.ledger.spent()["calls"] == 200
+
+
+def test_a_purchase_that_ends_early_never_makes_a_stage(run, monkeypatch):
+    async def nothing(self, wanted):
+        await self.close()
+
+    monkeypatch.setattr(engine.Buying, "all", nothing)
+    with pytest.raises(lb.LimbeckError, match="not every call was answered"):
+        lb.ask(rows(5), Fake(str), "{prompt}")
+    monkeypatch.undo()
+    assert lb.ask(rows(5), Fake(str), "{prompt}").size == 5
+
+
+def test_an_endpoint_that_asks_for_an_hour_is_away(run):
+    def brain(request):
+        raise EndpointFailure("later", cause="HTTP 429", retry_after=3600.0)
+
+    with pytest.raises(lb.Incomplete):
+        lb.ask(rows(5), Fake(brain), "{prompt}")

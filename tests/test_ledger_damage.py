@@ -1,5 +1,6 @@
 """A ledger that a disk, a kill or a stranger harmed: what was durable comes back, what is harmed is never read."""
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -75,6 +76,19 @@ def test_a_harmed_file_is_named_and_set_aside_and_what_is_readable_is_saved(clos
         assert closed.with_name("calls.sqlite.damaged").exists()
     replies, lines = opened_until_whole(closed.parent)
     assert not lines
+
+
+def test_what_was_spent_on_lost_calls_stays_spent(closed):
+    with contextlib.closing(Ledger(closed.parent)) as ledger:
+        before = ledger.spent()
+    closed.write_bytes(overwrite(0.4, bytes(20_000))(closed.read_bytes()))
+    replies, lines = opened_until_whole(closed.parent)
+    assert lines and len(replies) < N
+    with contextlib.closing(Ledger(closed.parent)) as ledger:
+        assert before["calls"] == N and before["money"] > 0 and ledger.spent() == before
+        ledger.put(record("bought anew"))
+        ledger.flush()
+        assert ledger.spent()["calls"] == N + 1
 
 
 def test_a_byte_changed_in_a_reply_costs_that_reply_alone(closed):

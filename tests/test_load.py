@@ -156,3 +156,20 @@ def test_all_servers_dead_is_incomplete_soon(tmp_path):
         one.away(), other.away()
         with pytest.raises(lb.Incomplete, match="connect"):
             ask(tmp_path, [one, other], 300, retries=2)
+
+
+@pytest.mark.parametrize("sick", [{"fail": 1.0, "code": 503}, {"fail": 1.0, "code": 429}])
+def test_a_replica_that_only_pushes_back_is_set_aside_for_a_sound_one(tmp_path, sick):
+    with loopback(latency=0.05) as sound, loopback(**sick) as bad:
+        ask(tmp_path, [bad, sound], 400)
+        assert sound.bought == 400 and len(bad.requests) < 150
+
+
+def test_a_server_that_is_gone_is_not_hammered(tmp_path):
+    with loopback() as server:
+        url = server.url
+    model = lb.models.get("openai/m", base_url=url, retries=2)
+    with lb.Run(tmp_path, progress=False) as run, pytest.raises(lb.Incomplete):
+        lb.ask(lb.Table.from_rows({"prompt": f"question {i}"} for i in range(500)), model, "{prompt}")
+    (bought,) = [e for e in map(json.loads, (run.dir / "events.jsonl").open()) if e["event"] == "bought"]
+    assert sum(bought["retries"].values()) < 200

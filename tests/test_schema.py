@@ -61,3 +61,25 @@ def test_what_is_no_schema_is_an_error_before_anything_is_asked():
 def test_parsers_of_equal_schemas_have_equal_fingerprints():
     assert fingerprint(fitting(dict(PERSON))) == fingerprint(fitting(dict(PERSON)))
     assert fingerprint(fitting(PERSON)) != fingerprint(fitting(Person))
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "integer"}, "5", 5),
+        ({"type": "string"}, '"abc"', "abc"),
+        ({"type": "boolean"}, "true", True),
+        ({"enum": ["x", "y"]}, '"x"', "x"),
+        ({"anyOf": [{"type": "object"}, {"type": "null"}]}, "null", None),
+        ({"type": "array", "items": {"type": "integer"}}, "Sure: [1, 2, 3]", [1, 2, 3]),
+    ],
+)
+def test_an_answer_need_not_be_an_object(schema, text, value):
+    assert fitting(schema)(text) == value
+
+
+@pytest.mark.parametrize("ref", ["#/definitions/none", "http://elsewhere.example/schema.json"])
+def test_a_reference_that_leads_nowhere_is_an_error_before_anything_is_asked(ref):
+    with pytest.raises(LimbeckError, match="which is not in it"):
+        fitting({"type": "object", "properties": {"a": {"$ref": ref}}})
+    fitting({"$defs": {"a/b": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/a~1b"}}})

@@ -42,6 +42,10 @@ COLUMNS = (
     "completion_tokens", "cost", "seconds", "at", "site", "row", "reused", *_ADDED,
 )  # fmt: skip
 INSERT = f"insert or ignore into call ({', '.join(COLUMNS)}) values ({', '.join('?' * len(COLUMNS))})"
+_KEEP_LARGER = """
+insert into total values (?, ?, ?, ?) on conflict (site) do update set
+    calls = max(calls, excluded.calls), tokens = max(tokens, excluded.tokens), money = max(money, excluded.money)
+"""
 _CHECKED = 256 << 20  # bytes; beyond a third of a second's reading, damage by a kill shows when it is read
 _SPAN, _GAP = 1024, 16  # rows read at a time of a damaged file, and how many such spans without any are its end
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -180,6 +184,9 @@ def _salvage(path: Path, fresh: Path) -> tuple[int, int | None]:
                 whole = [c for c in rows if c[1] in known and is_whole(c[6], c[0]) and not any(map(_blank, c))]
                 new.executemany(INSERT, whole)
             saved = new.execute("select count(*) from call").fetchone()[0]
+            with contextlib.suppress(sqlite3.DatabaseError):  # what was lost was paid for; an older ledger kept no sums
+                spent = old.execute("select site, calls, tokens, money from total").fetchall()
+                new.executemany(_KEEP_LARGER, (one for one in spent if not _blank(one[0])))
         try:
             held = old.execute("select count(*) from call").fetchone()[0]  # counts an index, not the rows
         except sqlite3.DatabaseError:

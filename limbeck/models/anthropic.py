@@ -9,7 +9,7 @@ import orjson
 from ..errors import Refused
 from .base import Message, Reply, Request
 from .http import HTTP
-from .openai import image_data
+from .openai import arguments, image_data, image_url
 
 _VERSION = "2023-06-01"
 _LIMIT = 4096  # the API wants a limit; this one where nobody says how much the model can write
@@ -129,7 +129,7 @@ def _turns(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]]:
                 "type": "tool_use",
                 "id": call["id"],
                 "name": call["function"]["name"],
-                "input": orjson.loads(call["function"]["arguments"] or "{}"),
+                "input": arguments(call),
             }
             for call in calls
         ]
@@ -146,7 +146,7 @@ def _blocks(content: Any) -> list[dict[str, Any]]:
         if part.get("type", "text") == "text":
             blocks += [{"type": "text", "text": part["text"]}] if part["text"] else []
         elif part["type"] == "image_url":
-            url = part["image_url"]["url"]
+            url = image_url(part)
             data = image_data(url)
             source = {"type": "base64", "media_type": data[0], "data": data[1]} if data else {"type": "url", "url": url}
             blocks.append({"type": "image", "source": source})

@@ -62,7 +62,7 @@ def in_words(request: Request) -> Request:
     """Says the request's schema at the end of its last user turn: for models that take no schema any other way."""
     if request.schema is None:
         return request
-    schema = json.dumps(request.schema, ensure_ascii=False, default=_plain)
+    schema = json.dumps(request.schema, ensure_ascii=False, default=plain)
     words = f"Answer with one JSON value and no other text. It must be valid under this JSON Schema:\n{schema}"
     turns = list(request.messages)
     at = next((i for i in range(len(turns) - 1, -1, -1) if turns[i].get("role") == "user"), None)
@@ -75,8 +75,13 @@ def in_words(request: Request) -> Request:
     return dataclasses.replace(request, messages=turns, schema=None)
 
 
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value)
+def plain(value: Any) -> Any:
+    """What JSON has a form for instead of a read-only mapping, a tuple or a set. Raises TypeError for all else."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple | set):
+        return list(value)
+    raise TypeError(f"a request holds a {type(value).__name__}, which JSON has no form for")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,8 +152,9 @@ class Model:
         total = 64 + sum(len(json.dumps(e, default=str)) for e in (*extras, request.tools or [], request.schema or {}))
         for message in request.messages:
             content = message.get("content") or ""
-            parts = [content] if isinstance(content, str) else [str(p.get("text", "")) for p in content]
-            total += 16 + sum(len(p.encode("utf-8", "replace")) for p in parts)
+            parts = content if isinstance(content, list | tuple) else [content]
+            texts = (str(p.get("text", "") if isinstance(p, Mapping) else p) for p in parts)
+            total += 16 + sum(len(text.encode("utf-8", "replace")) for text in texts)
         if request.schema is not None:
             total += 128  # the words that `in_words` puts before it
         return total + len((request.embed or "").encode("utf-8", "replace"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import orjson
 
 from ..errors import EndpointFailure, LimbeckError, Refused
-from .base import Model, Reply, Request
+from .base import Model, Reply, Request, plain
 
 if TYPE_CHECKING:
     from .http import HTTP
@@ -54,7 +54,7 @@ class BatchAPI:
     def line(self, key: str, request: Request) -> bytes:
         """One request as the batch holds it, under its call's key. Raises Refused for one that JSON cannot hold."""
         try:
-            return orjson.dumps(self._line(key, request), default=_plain)
+            return orjson.dumps(self._line(key, request), default=plain)
         except orjson.JSONEncodeError as error:
             raise Refused(f"{self.model.name}: this request cannot be written as JSON ({error})") from error
 
@@ -158,11 +158,13 @@ class OpenAIBatches(BatchAPI):
 
     def _line(self, key: str, request: Request) -> dict[str, Any]:
         asked = {"custom_id": key, "method": "POST", "url": f"/v1{self.model._path(request)}"}
-        return {**asked, "body": self.model._body(request)}
+        return {**asked, "body": self.model._sent(request)}
 
     async def _submit(self, tag: str, lines: list[bytes]) -> dict[str, Any]:
-        form = {"Content-Type": f"multipart/form-data; boundary={tag}"}
-        file = await self._json("POST", "/files", data=_form(tag, lines), headers=form)
+        from .wire import form  # brings an HTTP parser with it
+
+        data, kind = form({"purpose": "batch"}, "file", f"limbeck-{tag}.jsonl", b"\n".join([*lines, b""]))
+        file = await self._json("POST", "/files", data=data, headers=kind)
         wanted = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         return await self._json("POST", self.path, json={**wanted, "metadata": {"limbeck": tag}})
 
@@ -211,7 +213,7 @@ class AnthropicBatches(BatchAPI):
     path, cursor = "/v1/messages/batches", "after_id"
 
     def _line(self, key: str, request: Request) -> dict[str, Any]:
-        return {"custom_id": key, "params": self.model._body(request)}
+        return {"custom_id": key, "params": self.model._sent(request)}
 
     async def _submit(self, tag: str, lines: list[bytes]) -> dict[str, Any]:
         body = b'{"requests":[%b]}' % b",".join(lines)
@@ -254,17 +256,3 @@ def batch_api(model: Model) -> BatchAPI:
             f"batch=True wants a model with a batch API ({have}); {model.name!r} has none: leave it out."
         )
     return known(model)  # type: ignore[arg-type]
-
-
-def _form(tag: str, lines: list[bytes]) -> bytes:
-    """A file of JSON lines as a form that is sent: what browsers make of an upload."""
-    head = (
-        f'--{tag}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-        f'--{tag}\r\nContent-Disposition: form-data; name="file"; filename="limbeck-{tag}.jsonl"\r\n'
-        f"Content-Type: application/jsonl\r\n\r\n"
-    )
-    return b"".join((head.encode(), b"\n".join(lines), f"\n\r\n--{tag}--\r\n".encode()))
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value)

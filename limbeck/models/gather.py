@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from ..errors import Refused
-from .base import Reply
+from .base import Reply, plain
 
 WAIT = 0.003  # seconds that a text waits for company
 
@@ -26,7 +26,7 @@ class Gather:
 
     async def __call__(self, text: str, extra: Mapping[str, Any] | None) -> Reply:
         loop = asyncio.get_running_loop()
-        alike = orjson.dumps(extra, default=dict, option=orjson.OPT_SORT_KEYS) if extra else b""
+        alike = orjson.dumps(extra, default=plain, option=orjson.OPT_SORT_KEYS) if extra else b""
         group = self._waiting.setdefault(alike, [])
         if not group:
             loop.call_later(WAIT, self._go, alike, extra, group)
@@ -71,7 +71,12 @@ def _fail(group: list[tuple[str, asyncio.Future[Reply]]], failure: Exception) ->
 
 
 def shares(total: int, texts: list[str]) -> list[int]:
-    """Splits a count of tokens among texts by their size; the parts add up to it."""
-    sizes = list(itertools.accumulate(len(t.encode("utf-8", "replace")) for t in texts))
-    upto = [0, *(total * size // (sizes[-1] or 1) for size in sizes)]
-    return [b - a for a, b in itertools.pairwise(upto)]
+    """Splits a count of tokens among texts by their size: at least 1 each, as 0 means that nobody counted.
+
+    The parts add up to the count, where it is not less than the number of texts.
+    """
+    if not total:
+        return [0] * len(texts)
+    sizes = list(itertools.accumulate(len(t.encode("utf-8", "replace")) or 1 for t in texts))
+    upto = [0, *(max(0, total - len(texts)) * size // sizes[-1] for size in sizes)]
+    return [1 + b - a for a, b in itertools.pairwise(upto)]

@@ -11,7 +11,7 @@ from ..errors import Refused
 from .base import Message, Reply, Request
 from .gather import Gather, shares
 from .http import HTTP
-from .openai import image_data
+from .openai import arguments, image_data, image_url
 
 _EMBED_BATCH = 100  # the API takes no more at a time
 _FINISH = {"STOP": "stop", "MAX_TOKENS": "length"}  # every other reason is a refusal of what it was asked or wrote
@@ -30,6 +30,8 @@ class Gemini(HTTP):
     key_names = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
     home_names = ("GOOGLE_GEMINI_BASE_URL",)
     suffixes = ("/v1beta",)
+    limits = ("maxOutputTokens", "max_output_tokens")  # the API reads both spellings of every name
+    choices = ("candidateCount", "candidate_count")
     can = frozenset({"chat", "logprobs", "tools", "vision", "embed"})
 
     def _settle(self, url: str, query: str, userinfo: str) -> None:
@@ -53,7 +55,7 @@ class Gemini(HTTP):
         if request.logprobs is not None:
             config |= {"responseLogprobs": True, **({"logprobs": request.logprobs} if request.logprobs else {})}
         extra = dict(request.extra or {})
-        config |= extra.pop("generationConfig", {})
+        config |= extra.pop("generationConfig", {}) | extra.pop("generation_config", {})
         body: dict[str, Any] = {"contents": contents}
         if system:
             body["systemInstruction"] = {"parts": system}
@@ -62,6 +64,9 @@ class Gemini(HTTP):
         if request.tools is not None:
             body["tools"] = _tools(request.tools)
         return {**body, **extra}
+
+    def _settings(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        return body.get("generationConfig", {})
 
     def _read(self, data: Any) -> Reply:
         blocked = (data.get("promptFeedback") or {}).get("blockReason")
@@ -133,13 +138,16 @@ def _contents(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[d
             system += parts
             continue
         if role == "tool":
-            parts = [_result(names[message["tool_call_id"]], message.get("content"))]
+            name = names.get(message["tool_call_id"]) or message.get("name")
+            if name is None:
+                raise ValueError(f"a tool answers {message['tool_call_id']!r}, and no call before it has that id")
+            parts = [_result(name, message.get("content"))]
             if turns and "functionResponse" in turns[-1]["parts"][0]:
                 turns[-1]["parts"] += parts
                 continue
         for call in message.get("tool_calls") or ():
             names[call["id"]] = call["function"]["name"]
-            said = {"name": call["function"]["name"], "args": orjson.loads(call["function"]["arguments"] or "{}")}
+            said = {"name": call["function"]["name"], "args": arguments(call)}
             signed = (call.get("extra_content") or {}).get("google") or {}
             signature = signed.get("thought_signature")
             parts.append({"functionCall": said, **({"thoughtSignature": signature} if signature else {})})
@@ -155,7 +163,7 @@ def _parts(content: Any) -> list[dict[str, Any]]:
         if part.get("type", "text") == "text" and "text" in part:
             parts.append({"text": part["text"]})
         elif part.get("type") == "image_url":
-            url = part["image_url"]["url"]
+            url = image_url(part)
             if data := image_data(url):
                 parts.append({"inlineData": {"mimeType": data[0], "data": data[1]}})
             else:

@@ -8,17 +8,18 @@ written (`_body`), how an answer is read (`_read`) and what its own errors mean 
 import asyncio
 import base64
 import copy
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 import orjson
 
 from ..errors import EndpointFailure, LimbeckError, Refused
 from ..fingerprint import fingerprint
-from .base import Model, Reply, Request, Room, in_words
+from .base import Model, Reply, Request, Room, in_words, plain
 from .prices import price_of
 from .waits import asked_to_wait, seconds
 from .wire import JSON, Answer, Broken, Wire
@@ -51,6 +52,8 @@ class HTTP(Model):
     key_names: ClassVar[tuple[str, ...]]  # environment variables that may hold the key
     home_names: ClassVar[tuple[str, ...]] = ()  # and the address
     suffixes: ClassVar[tuple[str, ...]] = ()  # an address that was copied with the call's path is taken without it
+    limits: ClassVar[tuple[str, ...]] = ("max_tokens", "max_completion_tokens")  # each bounds what is written
+    choices: ClassVar[tuple[str, ...]] = ("n", "best_of")  # how many answers to one request are made
     # Headers that say what is left: requests and the seconds until they are back, tokens likewise.
     room_headers: ClassVar[tuple[str, str, str, str] | None] = None
 
@@ -97,8 +100,11 @@ class HTTP(Model):
         path = parts.path.rstrip("/")
         for suffix in self.suffixes:
             path = path.removesuffix(suffix).rstrip("/")
-        self._secrets += [parts.password or "", *(value for _, value in parse_qsl(parts.query))]
-        return f"{parts.scheme}://{host}{path}", parts.query, unquote(userinfo)
+        told = [userinfo, *userinfo.split(":", 1), *(f.partition("=")[2] or f for f in parts.query.split("&"))]
+        self._secrets += [form for text in told for form in _forms(text)]
+        userinfo = unquote(userinfo)
+        self._secrets.append(_basic(userinfo))
+        return f"{parts.scheme}://{host}{path}", parts.query, userinfo
 
     def _settle(self, url: str, query: str, userinfo: str) -> None:
         if not self._key and url == self.home:
@@ -135,6 +141,10 @@ class HTTP(Model):
         """The request as this provider writes it."""
         raise NotImplementedError
 
+    def _settings(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The part of a body where `limits` and `choices` stand."""
+        return body
+
     def _read(self, data: Any) -> Reply:
         """The reply that an answer with status 200 holds. Raises what it says instead of one."""
         raise NotImplementedError
@@ -158,12 +168,29 @@ class HTTP(Model):
         if request.schema is not None and self._wordy and _hash(request.schema) in self._wordy:
             request = in_words(request)
         try:
-            return self._understood(await self._post(self._path(request), self._body(request)))
+            return self._understood(await self._post(self._path(request), self._sent(request)))
         except NoSchema:
             if request.schema is None:
                 raise
             self._wordy.add(_hash(request.schema))
             return await self.reply(in_words(request), key)
+
+    def _sent(self, request: Request) -> dict[str, Any]:
+        """The body that is sent. Raises Refused for messages, tools or settings that this provider has no form for."""
+        try:
+            body = self._body(request)
+            settings = self._settings(body)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as e:
+            why = f"there is no {e}" if isinstance(e, KeyError) else e
+            raise Refused(
+                f"{self.name}: a message, tool or setting of this request is not as chat APIs have them ({why})"
+            ) from e
+        for name in self.choices:
+            if (many := settings.get(name)) not in (None, 1):
+                raise LimbeckError(
+                    f"{self.name} reads one answer to a request, and extra asks for {name}={many!r}; say n= of ask."
+                )
+        return body
 
     def _understood(self, data: Any) -> Reply:
         try:
@@ -174,7 +201,7 @@ class HTTP(Model):
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Sends JSON and gives back JSON."""
         try:
-            raw = orjson.dumps(body, default=_plain)
+            raw = orjson.dumps(body, default=plain)
         except orjson.JSONEncodeError as e:  # half a surrogate pair, say: no server can be sent that
             raise Refused(f"{self.name}: this request cannot be written as JSON ({e})") from e
         status, headers, got = await self._send("POST", self._target(path), raw, None)
@@ -206,7 +233,7 @@ class HTTP(Model):
             target = self._target(path)
         given = dict(headers or {})
         if json is not None:
-            data = orjson.dumps(json, default=_plain)
+            data = orjson.dumps(json, default=plain)
             given["Content-Type"] = "application/json"
         status, said, got = await self._send(method, target, data or b"", given)
         if not 200 <= status < 300:
@@ -232,9 +259,19 @@ class HTTP(Model):
         """Bounds the prompt's tokens from above, tools, schema and pictures included."""
         total = super().prompt_tokens_at_most(request)
         if request.tools or request.schema or request.extra:
-            total += len(orjson.dumps([request.tools, request.schema, request.extra], default=_plain))
-        parts = (p for m in request.messages if not isinstance(m.get("content"), str | None) for p in m["content"])
-        return total + sum(_IMAGE_TOKENS for p in parts if p.get("type", "text") != "text")
+            total += len(str([request.tools, request.schema, request.extra]).encode("utf-8", "replace"))
+        parts = (p for m in request.messages if isinstance(m.get("content"), list | tuple) for p in m["content"])
+        return total + sum(_IMAGE_TOKENS for p in parts if isinstance(p, Mapping) and p.get("type", "text") != "text")
+
+    def written_at_most(self, request: Request) -> int | None:
+        """The largest limit of the body, where `extra` may have set others; None where nothing bounds it."""
+        if not request.extra or request.embed is not None:
+            return super().written_at_most(request)
+        settings = self._settings(self._sent(dataclasses.replace(request, messages=(), tools=None, schema=None)))
+        told = [limit for name in self.limits if (limit := settings.get(name)) is not None]
+        if not told:  # what the model itself can write; a bound of the user's own holds only where it is sent
+            return self.max_output if self.limit is None else None
+        return max(told) if all(isinstance(limit, int) and limit > 0 for limit in told) else None
 
     async def close(self) -> None:
         """Closes the connections of every replica; a later reply opens new ones."""
@@ -254,7 +291,7 @@ class HTTP(Model):
         if self._wire is None or self._loop is not loop:
             headers = self._headers()
             if self._userinfo:
-                headers.setdefault("Authorization", f"Basic {base64.b64encode(self._userinfo.encode()).decode()}")
+                headers.setdefault("Authorization", f"Basic {_basic(self._userinfo)}")
             self._wire, self._loop = Wire(self.endpoint, headers, timeout=self.timeout, stall=self.stall), loop
         return self._wire
 
@@ -320,22 +357,23 @@ class HTTP(Model):
         return line if len(line) <= 200 else line[:197] + "…"
 
     def _clean(self, text: str) -> str:
-        for secret in self._secrets:
+        for secret in sorted(self._secrets, key=len, reverse=True):  # one may be a part of another
             if len(secret) > 5:  # shorter ones are no secrets ("x", "EMPTY"), and words have them inside
                 text = text.replace(secret, "(the key)")
         return text
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, tuple | set):
-        return list(value)
-    raise TypeError(f"a request holds a {type(value).__name__}, which JSON has no form for")
+def _forms(text: str) -> tuple[str, ...]:
+    """A part of an address in the forms in which a server may say it back."""
+    return text, unquote(text), unquote_plus(text), quote(unquote(text), safe="")
+
+
+def _basic(userinfo: str) -> str:
+    return base64.b64encode(userinfo.encode()).decode()
 
 
 def _hash(schema: Mapping[str, Any]) -> int:
-    return hash(orjson.dumps(schema, default=_plain))
+    return hash(orjson.dumps(schema, default=plain))
 
 
 def _count(text: str | None) -> int | None:

@@ -46,6 +46,9 @@ class LiteLLM(OpenAI):
         self._settle(base_url or f"litellm:{name}", "", "")
         self.host = base_url or "litellm"
 
+    def _settings(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**body, **(body.get("extra_body") or {})}  # litellm puts what is in there into what it sends
+
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         litellm = _package()
         send = litellm.aembedding if path == "/embeddings" else litellm.acompletion
@@ -72,6 +75,8 @@ def _package() -> Any:
     try:
         import litellm
     except ImportError as e:
-        raise LimbeckError("litellm/… wants the litellm package, and it is not here: pip install litellm") from e
+        raise LimbeckError(
+            'litellm/… wants the litellm package, and it is not here: pip install "limbeck[litellm]"'
+        ) from e
     litellm.suppress_debug_info = True
     return litellm

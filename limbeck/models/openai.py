@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from ..errors import EndpointFailure, LimbeckError, Refused
 from .base import Reply, Request
 from .gather import Gather, shares
@@ -158,18 +160,35 @@ class OpenAI(HTTP):
             raise self._away("broken body", f"it was sent {len(texts)} texts and gave {len(vectors)} embeddings")
         usage = data.get("usage") or {}
         counts = shares(int(usage.get("prompt_tokens") or 0), texts)
+        costs = [self._cost(usage, n, 0) for n in counts] if any(counts) else [None] * len(texts)
+        if not self.price:  # a router says what all of them cost together
+            costs = [c and c * n / sum(counts) for c, n in zip(costs, counts, strict=True)]
         return [
-            Reply(
-                "", vector=v, prompt_tokens=n, cost=self._cost(usage if n else {}, n, 0), served_model=data.get("model")
-            )
-            for v, n in zip(vectors, counts, strict=True)
+            Reply("", vector=v, prompt_tokens=n, cost=c, served_model=data.get("model"))
+            for v, n, c in zip(vectors, counts, costs, strict=True)
         ]
+
+
+def image_url(part: Mapping[str, Any]) -> str:
+    """The address in a part of type image_url, which some write without the object around it."""
+    said = part["image_url"]
+    return said if isinstance(said, str) else said["url"]
 
 
 def image_data(url: str) -> tuple[str, str] | None:
     """The kind and the base64 of an image that stands in its address ("data:image/png;base64,…"); else None."""
     found = _DATA.match(url)
     return (found[1], url[found.end() :]) if found else None
+
+
+def arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a tool call as an object; what a model wrote that is none goes on as {"_raw": its text}."""
+    said = call["function"].get("arguments") or "{}"
+    try:
+        value = orjson.loads(said) if isinstance(said, str) else said
+    except orjson.JSONDecodeError:
+        value = None
+    return dict(value) if isinstance(value, Mapping) else {"_raw": said}
 
 
 def _strict(schema: Any) -> bool:

@@ -7,14 +7,15 @@ batches them, keeps what prompts share, and holds replies to a schema.
 import asyncio
 import functools
 import itertools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from ..errors import EndpointFailure, LimbeckError, Refused
 from ..fingerprint import fingerprint
 from . import chat, files
-from .base import Model, Reply, Request
+from .base import Model, Reply, Request, plain
 
 _TAKES = ("messages", "temperature", "top_p", "max_tokens", "stop", "logprobs", "schema")  # of a request
 
@@ -101,8 +102,8 @@ class VLLM(Model):
             from vllm import AsyncEngineArgs, AsyncLLMEngine
         except ImportError as e:
             raise LimbeckError(
-                f"{self.name} runs vLLM in this process and needs {e.name}; pip install vllm (it wants a GPU), or "
-                f"name the same weights as hf/{self.path}."
+                f"{self.name} runs vLLM in this process and needs {e.name}; pip install 'limbeck[vllm]' (it wants a "
+                f"GPU), or name the same weights as hf/{self.path}."
             ) from e
         return AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**self._arguments))
 
@@ -110,7 +111,9 @@ class VLLM(Model):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        held_to = StructuredOutputsParams(json=_plain(request.schema)) if request.schema is not None else None
+        # Plain dicts and lists are what the engine's own processes can be sent.
+        schema = None if request.schema is None else orjson.loads(orjson.dumps(request.schema, default=plain))
+        held_to = None if schema is None else StructuredOutputsParams(json=schema)
         return SamplingParams(
             temperature=request.temperature or 0.0,
             top_p=1.0 if request.top_p is None else request.top_p,
@@ -146,13 +149,6 @@ class VLLM(Model):
 
 def _entry(token: int, found: Any) -> dict[str, Any]:
     return {"token": found.decoded_token or "", "logprob": found.logprob, "id": token}
-
-
-def _plain(value: Any) -> Any:
-    """A schema as plain dicts and lists, which is what the engine's own processes can be sent."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _line(error: BaseException) -> str:

@@ -20,6 +20,10 @@ from ..table import Row
 from .shape import Column, check_slots
 
 META = ("reasoning", "finish", "model", "usage", "logprobs", "tool_calls")
+_NUMBERS: dict[str, tuple[tuple[type, ...], int]] = {
+    "n": ((int,), 1), "again": ((int,), 0), "max_tokens": ((int,), 1), "logprobs": ((int,), 0),
+    "temperature": ((int, float), 0), "top_p": ((int, float), 0),
+}  # fmt: skip
 
 
 class Asking:
@@ -53,14 +57,18 @@ class Asking:
 
     def check(self, run: Run) -> None:
         who = f"ask with prompt {self.label!r}"
-        if self.n < 1:
-            raise LimbeckError(f"{who} wants n of at least 1; it got {self.n}.")
+        given = {"n": self.n, "again": self.again, **self.sampling}
+        for name, (kinds, least) in _NUMBERS.items():
+            value = given.get(name)
+            if value is None or isinstance(value, Column):
+                continue
+            if not isinstance(value, kinds) or isinstance(value, bool) or value < least:
+                number = "a whole number" if kinds == (int,) else "a number"
+                raise LimbeckError(f"{who} wants {name} as {number} of at least {least}; it got {value!r}.")
         if not self.models:
             raise LimbeckError(f"{who} wants a model; `who` is an empty list.")
         if unknown := set(self.meta) - set(META):
             raise LimbeckError(f"{who} got meta {sorted(unknown)}; there are {', '.join(META)}.")
-        if self.again < 0:
-            raise LimbeckError(f"{who} wants again of at least 0; it got {self.again}.")
         if self.shard is not None and not (0 <= self.shard[0] < self.shard[1]):
             raise LimbeckError(f"{who} wants shard=(offset, stride) with 0 <= offset < stride; it got {self.shard}.")
         columns = [v.name for v in self.sampling.values() if isinstance(v, Column)]
@@ -128,11 +136,11 @@ class Asking:
         said = prompt if isinstance(prompt, list) else prompt.render(row)
         messages = [dict(m) for m in said] if isinstance(said, list) else [{"role": "user", "content": said}]
         if self.system is not None:
-            messages = [m for m in messages if m["role"] != "system"]
+            messages = [m for m in messages if m.get("role") != "system"]
             messages.insert(0, {"role": "system", "content": self.system})
         if self.images:
             messages[-1] = self._with_images(messages[-1], row)
-        system = [messages.pop(0)] if messages and messages[0]["role"] == "system" else []
+        system = [messages.pop(0)] if messages and messages[0].get("role") == "system" else []
         shown = [
             turn
             for shot in self.shots

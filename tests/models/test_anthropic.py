@@ -2,6 +2,8 @@
 
 import pytest
 
+import limbeck as lb
+from limbeck import store
 from limbeck.errors import EndpointFailure, LimbeckError, Refused
 from limbeck.models import Request, get
 from tests.models.scripted import ask, http, scripted
@@ -71,6 +73,43 @@ def test_pictures_as_data_and_as_addresses():
     assert [p["source"] for p in turn["content"]] == [
         {"type": "base64", "media_type": "image/png", "data": "iVBORw0="},
         {"type": "url", "url": "https://example.org/a.jpg"},
+    ]
+
+
+def test_messages_that_have_no_form_here_are_refused_and_nothing_is_sent():
+    odd = {
+        "no 'tool_call_id'": [{"role": "tool", "content": "1"}],
+        "no 'role'": [{"content": "hi"}],
+        "no 'text'": [{"role": "user", "content": [{"type": "text"}]}],
+        "attribute 'get'": [{"role": "user", "content": ["hi"]}],
+        "no 'url'": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+    }
+    with scripted(http(message())) as server:
+        refused = ask(get("anthropic/claude-x", base_url=server.url), *map(Request, odd.values()))
+    assert not server.seen and [type(r) for r in refused] == [Refused] * len(odd)
+    assert all(words in str(r) for words, r in zip(odd, refused, strict=True))
+
+
+def test_a_message_without_a_form_costs_its_row_alone(tmp_path):
+    turns = [[{"role": "user", "content": "hi"}], [{"role": "user", "content": [{"type": "text"}]}],
+             [{"role": "user", "content": ["hi"]}]]  # fmt: skip
+    rows = lb.Table.from_rows({"messages": said} for said in turns)
+    with scripted(http(message())) as server, lb.Run(tmp_path, budget="$1", progress=False):
+        model = get("anthropic/claude-x", base_url=server.url, price="1/1")
+        made = lb.ask(rows, model, lb.Column("messages"), max_tokens=5)
+        assert [r["response"] for r in made] == ["8"] and len(server.seen) == 1
+        rejects = list(store.read(made.path / "rejects.parquet"))
+    assert ["no 'text'" in r["_reason"] or "'get'" in r["_reason"] for r in rejects] == [True, True]
+
+
+def test_arguments_that_are_no_json_object_go_on_as_text_and_addresses_of_images_stand_alone():
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": '}}
+    picture = {"type": "image_url", "image_url": "https://example.org/a.png"}
+    turns = [{"role": "assistant", "content": [picture], "tool_calls": [call]}]
+    (turn,) = said(message(), Request(turns))[1].json["messages"]
+    assert turn["content"] == [
+        {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}},
+        {"type": "tool_use", "id": "c", "name": "add", "input": {"_raw": '{"a": '}},
     ]
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+import limbeck as lb
 from limbeck.errors import EndpointFailure, LimbeckError, Refused
 from limbeck.models import Request, get
 from limbeck.models.gather import shares
@@ -73,11 +74,34 @@ def test_who_gives_up_waiting_is_not_asked_for():
     assert isinstance(gone, asyncio.CancelledError) and kept.vector and server.seen[0].json["input"] == ["b"]
 
 
-def test_shares_add_up():
-    for total, words in ((7, ["a", "bb", "cccc"]), (0, ["a"]), (5, ["", ""]), (3, ["é" * 9] * 4)):
+def test_shares_add_up_and_no_text_has_none():
+    for total, words in ((7, ["a", "bb", "cccc"]), (5, ["", ""]), (4, ["é" * 9] * 4), (9, ["a", "b" * 10_000])):
         parts = shares(total, words)
-        assert len(parts) == len(words) and min(parts) >= 0
-        assert sum(parts) == (total if any(words) else 0)
+        assert len(parts) == len(words) and min(parts) >= 1 and sum(parts) == total
+    assert shares(3, ["é" * 9] * 4) == [1] * 4  # 0 would mean that nobody counted
+    assert shares(0, ["a", "b"]) == [0, 0]
+
+
+def test_a_short_text_beside_a_long_one_is_not_taken_for_uncounted(tmp_path):
+    def answer(seen, n):
+        rows = [{"index": i, "embedding": [1.0]} for i, _ in enumerate(seen.json["input"])]
+        return http({"data": rows, "usage": {"prompt_tokens": 100}})
+
+    with scripted(answer) as server, lb.Run(tmp_path, budget="$1", progress=False) as run:
+        model = get("openai/e", base_url=server.url, price="1/0")
+        lb.embed(lb.Table.from_rows([{"prompt": "a"}, {"prompt": "b" * 30_000}]), model)
+        spent = run.ledger.spent()
+    assert len(server.seen) == 1 and spent["tokens"] == 100 and spent["money"] == pytest.approx(100e-6)
+
+
+def test_what_a_router_says_a_batch_cost_is_shared_among_its_texts():
+    def answer(seen, n):
+        rows = [{"index": i, "embedding": [1.0]} for i, _ in enumerate(seen.json["input"])]
+        return http({"data": rows, "usage": {"prompt_tokens": 10, "cost": 0.5}})
+
+    with scripted(answer) as server:
+        replies = ask(get("openai/e", base_url=server.url), *texts("a", "bbb", "cc"))
+    assert [r.cost for r in replies] == pytest.approx([0.05 * r.prompt_tokens for r in replies])
 
 
 def test_the_bound_on_tokens_counts_the_text():

@@ -89,6 +89,50 @@ def test_tools_there_and_back_with_the_signature_of_the_thought():
     ]}  # fmt: skip
 
 
+def test_messages_that_have_no_form_here_are_refused_and_nothing_is_sent():
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    answered = {"role": "tool", "tool_call_id": "other", "content": "1"}
+    odd = {
+        "'other'": [{"role": "assistant", "content": None, "tool_calls": [call]}, answered],
+        "no 'tool_call_id'": [{"role": "tool", "content": "1"}],
+        "no 'role'": [{"content": "hi"}],
+        "attribute 'get'": [{"role": "user", "content": ["hi"]}],
+        "not iterable": [{"role": "user", "content": 5}],
+    }
+    with scripted(http(content())) as server:
+        refused = ask(get("gemini/gemini-x", base_url=server.url), *map(Request, odd.values()))
+    assert not server.seen and [type(r) for r in refused] == [Refused] * len(odd)
+    assert all(words in str(r) for words, r in zip(odd, refused, strict=True))
+    named = said_contents([{**answered, "name": "add"}])[0]["parts"]  # the message itself may say whose result it is
+    assert named == [{"functionResponse": {"name": "add", "response": {"result": 1}}}]
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"), [('{"a": ', {"_raw": '{"a": '}), ("[1]", {"_raw": "[1]"}), ({"a": 1}, {"a": 1}), ("", {})]
+)
+def test_arguments_that_are_no_json_object_go_on_as_text(written, sent):
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": written}}
+    turns = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert said_contents(turns)[0]["parts"] == [{"functionCall": {"name": "add", "args": sent}}]
+
+
+@pytest.mark.parametrize("name", ["generationConfig", "generation_config"])
+@pytest.mark.parametrize("limit", ["maxOutputTokens", "max_output_tokens"])
+def test_a_limit_in_the_config_counts_whatever_its_spelling(name, limit):
+    asked = Request(ASK.messages, max_tokens=10, extra={name: {limit: 1000}})
+    assert get("gemini/m", base_url="http://a").written_at_most(asked) == 1000
+    assert said(content(), asked)[1].json["generationConfig"][limit] == 1000
+
+
+def test_several_candidates_are_not_asked_for():
+    error, *_ = ask(
+        get("gemini/m", base_url="http://a"), Request([], extra={"generationConfig": {"candidateCount": 2}})
+    )
+    assert type(error) is LimbeckError and "candidateCount=2" in str(error) and "n= of ask" in str(error)
+    (failed,) = ask(get("gemini/m", base_url="http://a"), Request([], extra={"generationConfig": 5}))
+    assert isinstance(failed, Refused)
+
+
 def said_contents(turns):
     return said(content(), Request(turns))[1].json["contents"]
 

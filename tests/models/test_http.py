@@ -132,6 +132,26 @@ def test_a_key_that_the_server_echoes_is_shown_nowhere(status):
     assert "(the key)" in shown and key not in shown and "pass-word-1" not in shown
 
 
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("{home}?key=sk-one%2Ftwo%2Bthree", ["sk-one%2Ftwo%2Bthree", "sk-one/two+three"]),
+        ("{home}?key=sk-one/two", ["sk-one/two", "sk-one%2Ftwo"]),
+        ("{home}?sk-one-two", ["sk-one-two"]),
+        ("{token}", ["sk-one-two", "c2stb25lLXR3bw=="]),
+        ("{user}", ["user-one:p%40ss-word", "user-one:p@ss-word", "p%40ss-word", "dXNlci1vbmU6cEBzcy13b3Jk"]),
+    ],
+)
+def test_what_the_address_holds_is_masked_in_every_form_that_comes_back(where, told):
+    with scripted(http({"error": {"message": f"denied: {'; '.join(told)}"}}, status=500)) as server:
+        home, token, user = (
+            server.url.replace("://", f"://{who}") for who in ("", "sk-one-two@", "user-one:p%40ss-word@")
+        )
+        found = said(where.format(home=home, token=token, user=user))
+    assert not any(secret in str(found) for secret in told)
+    assert f"denied: {'; '.join(['(the key)'] * len(told))}" in str(found)
+
+
 def test_a_user_and_password_in_the_address_become_a_header():
     with scripted(http(REPLY)) as server:
         assert said(server.url.replace("://", "://me:p%40ss@")).text == "8"

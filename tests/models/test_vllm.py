@@ -195,7 +195,7 @@ def test_closed_it_starts_again(engines):
 def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     (error,) = ask(model(), user())
-    assert isinstance(error, LimbeckError) and "pip install vllm" in str(error) and f"hf/{tiny.TEACHER}" in str(error)
+    assert isinstance(error, LimbeckError) and "limbeck[vllm]" in str(error) and f"hf/{tiny.TEACHER}" in str(error)
 
 
 def test_the_digest_is_the_weights_and_how_they_are_computed(engines):

@@ -110,3 +110,41 @@ def test_a_text_is_embedded_once(run):
     assert model.calls == 2
     with pytest.raises(LimbeckError, match="makes vectors"):
         lb.embed(rows, Fake(str))
+
+
+def test_a_cut_off_reply_is_kept_where_no_more_room_can_be_had(run):
+    """Neither is the model asked for more than it can write, nor does a refusal cost the reply that was there."""
+    asked = []
+
+    def brain(request):
+        asked.append(request.max_tokens)
+        if request.max_tokens > 100:
+            raise lb.errors.Refused("max_tokens is too large")
+        return Reply("cut", finish="length", completion_tokens=request.max_tokens)
+
+    small = lb.ask(table({"prompt": "a"}), Fake(brain, "small", max_output=60), "{prompt}", max_tokens=40, again=3)
+    assert asked == [40, 60] and small.head(1)[0]["response_finish"] == "length"
+    unknown = lb.ask(table({"prompt": "a"}), Fake(brain, "unknown"), "{prompt}", max_tokens=80, again=1)
+    assert unknown.head(1)[0]["response"] == "cut" and asked == [40, 60, 80, 160]
+
+
+def test_asking_again_never_takes_another_rows_draw(run):
+    asked = []
+
+    def brain(request):
+        asked.append(request.max_tokens)
+        return Reply(f"draw {len(asked)}", finish="length" if request.max_tokens < 400 else "stop")
+
+    rows = table({"prompt": "same", "room": 100}, {"prompt": "same", "room": 200})
+    made = lb.ask(rows, Fake(brain), "{prompt}", max_tokens=lb.Column("room"), again=1)
+    assert sorted(asked) == [100, 200, 200, 400] and len({r["response"] for r in made}) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n": "4"}, {"temperature": "hot"}, {"logprobs": -1}, {"max_tokens": 0}, {"again": True}]
+)
+def test_settings_of_a_wrong_kind_are_errors_before_anything_is_asked(run, wrong):
+    model = Fake(str, can=("chat", "logprobs"))
+    with pytest.raises(LimbeckError, match=next(iter(wrong))):
+        lb.ask(table({"prompt": "x"}), model, "{prompt}", **wrong)
+    assert model.calls == 0
