@@ -5,6 +5,7 @@ protocol may do the same. Anthropic takes the requests in the call itself and gi
 came back for about a month.
 """
 
+import abc
 import dataclasses
 import datetime
 import io
@@ -40,7 +41,7 @@ class State:
     full: bool = False
 
 
-class BatchAPI:
+class BatchAPI(abc.ABC):
     """One model's requests through its provider's batch API; raises as `Model.reply` does."""
 
     most_requests: ClassVar[int]
@@ -58,8 +59,8 @@ class BatchAPI:
         except orjson.JSONEncodeError as error:
             raise Refused(f"{self.model.name}: this request cannot be written as JSON ({error})") from error
 
-    def _line(self, key: str, request: Request) -> dict[str, Any]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _line(self, key: str, request: Request) -> dict[str, Any]: ...
 
     async def submit(self, tag: str, lines: list[bytes]) -> str:
         """Hands a batch in and returns the name that the provider gave it."""
@@ -73,8 +74,8 @@ class BatchAPI:
                 f"ask without batch=True, or name the base_url of one that has it."
             ) from failure
 
-    async def _submit(self, tag: str, lines: list[bytes]) -> dict[str, Any]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    async def _submit(self, tag: str, lines: list[bytes]) -> dict[str, Any]: ...
 
     async def find(self, tag: str, count: int, since: float) -> list[str]:
         """The batches made after `since` (Unix seconds) that may be the one that was to be handed in as `tag`."""
@@ -87,22 +88,22 @@ class BatchAPI:
                 return found
             page = f"&{self.cursor}={listed['data'][-1]['id']}"
 
-    def _made(self, batch: Mapping[str, Any]) -> float:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _made(self, batch: Mapping[str, Any]) -> float: ...
 
-    def _may_be(self, batch: Mapping[str, Any], tag: str, count: int) -> bool:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _may_be(self, batch: Mapping[str, Any], tag: str, count: int) -> bool: ...
 
     async def state(self, remote: str) -> State:
         """How far a batch is."""
         return self._state(await self._json("GET", f"{self.path}/{remote}"))
 
-    def _state(self, batch: Mapping[str, Any]) -> State:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _state(self, batch: Mapping[str, Any]) -> State: ...
 
+    @abc.abstractmethod
     def results(self, remote: str) -> AsyncIterator[tuple[str, Reply | Refused | EndpointFailure]]:
         """What became of each request of a batch that has ended, by its call's key, in any order."""
-        raise NotImplementedError
 
     # -- shared
     async def _json(self, method: str, path: str, **sent: Any) -> dict[str, Any]:
@@ -130,9 +131,9 @@ class BatchAPI:
             cause="broken body",
         )
 
+    @abc.abstractmethod
     def _read(self, result: Mapping[str, Any]) -> Reply:
         """The reply that one result holds. Raises what it says instead of one."""
-        raise NotImplementedError
 
     def _outcome(self, result: Mapping[str, Any]) -> Reply | Refused | EndpointFailure:
         try:

@@ -5,6 +5,7 @@ failure of the endpoint (ask later), a failure that no retry can mend (stop aski
 written (`_body`), how an answer is read (`_read`) and what its own errors mean (`_fault`).
 """
 
+import abc
 import asyncio
 import base64
 import copy
@@ -38,7 +39,7 @@ class NoSchema(Refused):
     """Says that the endpoint takes no JSON schema, or not this one: it is asked again with the schema in words."""
 
 
-class HTTP(Model):
+class HTTP(Model, abc.ABC):
     """A model at `base_url`: one pool of connections, JSON both ways. Providers fill in the class fields.
 
     `base_url` may name several addresses (a list, or text with commas): the same model is served at each, `replicas`
@@ -133,21 +134,21 @@ class HTTP(Model):
         return self._replicas
 
     # -- what a provider writes
+    @abc.abstractmethod
     def _path(self, request: Request) -> str:
         """Where this request goes, after the address."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _body(self, request: Request) -> dict[str, Any]:
         """The request as this provider writes it."""
-        raise NotImplementedError
 
     def _settings(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """The part of a body where `limits` and `choices` stand."""
         return body
 
+    @abc.abstractmethod
     def _read(self, data: Any) -> Reply:
         """The reply that an answer with status 200 holds. Raises what it says instead of one."""
-        raise NotImplementedError
 
     def _headers(self) -> dict[str, str]:
         """What every request carries: the key."""

@@ -20,10 +20,9 @@ from ..table import Row
 from .shape import Column, check_slots
 
 META = ("reasoning", "finish", "model", "usage", "logprobs", "tool_calls")
-_NUMBERS: dict[str, tuple[tuple[type, ...], int]] = {
-    "n": ((int,), 1), "again": ((int,), 0), "max_tokens": ((int,), 1), "logprobs": ((int,), 0),
-    "temperature": ((int, float), 0), "top_p": ((int, float), 0),
-}  # fmt: skip
+# Settings that are numbers: the least they may be.
+_WHOLE = {"n": 1, "again": 0, "max_tokens": 1, "logprobs": 0}
+_NUMBERS = {**_WHOLE, "temperature": 0, "top_p": 0}
 
 
 class Asking:
@@ -57,13 +56,14 @@ class Asking:
 
     def check(self, run: Run) -> None:
         who = f"ask with prompt {self.label!r}"
-        given = {"n": self.n, "again": self.again, **self.sampling}
-        for name, (kinds, least) in _NUMBERS.items():
+        given: dict[str, Any] = {"n": self.n, "again": self.again, **self.sampling}
+        for name, least in _NUMBERS.items():
             value = given.get(name)
             if value is None or isinstance(value, Column):
                 continue
-            if not isinstance(value, kinds) or isinstance(value, bool) or value < least:
-                number = "a whole number" if kinds == (int,) else "a number"
+            fits = isinstance(value, int if name in _WHOLE else int | float) and not isinstance(value, bool)
+            if not fits or value < least:
+                number = "a whole number" if name in _WHOLE else "a number"
                 raise LimbeckError(f"{who} wants {name} as {number} of at least {least}; it got {value!r}.")
         if not self.models:
             raise LimbeckError(f"{who} wants a model; `who` is an empty list.")
