@@ -50,7 +50,10 @@ def application(model: Model) -> Any:
 
 def serve(model: Model, port: int = 8000, host: str = "127.0.0.1") -> None:
     """Serves until interrupted; port 0 takes a free one. Prints the URL once it answers."""
-    from aiohttp import web
+    try:
+        from aiohttp import web
+    except ImportError:
+        raise LimbeckError('serving wants aiohttp, which is not here: pip install "limbeck[serve]".') from None
 
     async def run() -> None:
         runner = web.AppRunner(application(model), access_log=None)
