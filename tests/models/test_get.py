@@ -172,5 +172,5 @@ def test_the_students_weights_are_written_once_per_seed(tmp_path, monkeypatch):
 
 def test_litellm_that_is_not_installed_is_said_with_the_way_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "litellm", None)
-    with pytest.raises(LimbeckError, match="pip install litellm"):
+    with pytest.raises(LimbeckError, match="limbeck.litellm"):
         asyncio.run(get("litellm/mistral/m").reply(Request([{"role": "user", "content": "hi"}]), "0"))

@@ -191,7 +191,7 @@ def test_replacing_a_column_needs_to_be_said(run, brain):
     [
         ({"prompt": "Say {promt}"}, "promt"),
         ({"prompt": "no-such-prompt"}, "no prompt is called"),
-        ({"n": 0}, "n of at least 1"),
+        ({"n": 0}, "n as a whole number of at least 1"),
         ({"who": []}, "wants a model"),
         ({"who": [3]}, "wants a model"),
         ({"meta": ("finsh",)}, "finsh"),
