@@ -17,7 +17,7 @@ from .submitted import Submitted
 from .tokens import LARGE, decode, encode
 
 KEY_SCHEMA = 1  # what a call's key is made of; a change here means that old replies are not found
-GROUP_SECONDS, GROUP_CALLS = 0.05, 500  # a kill loses what the open group holds
+GROUP_SECONDS, GROUP_CALLS = 0.02, 500  # a kill loses what the open group holds
 
 
 @dataclasses.dataclass(slots=True)

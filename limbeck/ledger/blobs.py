@@ -14,7 +14,7 @@ from ..errors import LimbeckError
 from ..fingerprint import digest
 
 _COMPRESSED, _SLOW = 1, 2  # marks of a frame: deflate; JSON that only Python's own reader reads back whole
-_SMALL = 512  # bytes; below it, deflate takes longer than all the rest of a write and saves a third
+_SMALL = 2048  # bytes; below it, deflate takes longer than all the rest of a write and saves a kilobyte
 
 
 class Damaged(LimbeckError):
