@@ -267,13 +267,17 @@ class Ledger:
         if self._db is None:
             return LimbeckError(f"{told}; running its recipe again sets them aside and buys them anew.")
         names = ", ".join(COLUMNS)
-        with self._writing, self._db:
-            for chunk in _chunks(list(damaged)):
-                which = f"from call where key in ({_marks(chunk)})"
-                self._db.execute(f"insert into damaged ({names}) select {names} {which}", chunk)
-                self._db.execute(f"delete {which}", chunk)
-            if words is not None:
-                self._db.execute("delete from request where words = ?", (words,))
+        try:
+            with self._writing, self._db:
+                for chunk in _chunks(list(damaged)):
+                    which = f"from call where key in ({_marks(chunk)})"
+                    self._db.execute(f"insert into damaged ({names}) select {names} {which}", chunk)
+                    self._db.execute(f"delete {which}", chunk)
+                if words is not None:
+                    self._db.execute("delete from request where words = ?", (words,))
+        except sqlite3.DatabaseError as error:  # more of the file is damaged than these
+            self._suspect(error)
+            return LimbeckError(f"{told}, and more of it is ({error}); run again: what can be read is saved then.")
         return LimbeckError(f"{told}; they were set aside: run again to go on, which buys them anew.")
 
     def calls_at(self, site: str) -> int:
