@@ -276,7 +276,7 @@ class Ledger:
                 if words is not None:
                     self._db.execute("delete from request where words = ?", (words,))
         except sqlite3.DatabaseError as error:  # more of the file is damaged than these
-            self._suspect(error)
+            suspect(self.path).write_text(str(error))
             return LimbeckError(f"{told}, and more of it is ({error}); run again: what can be read is saved then.")
         return LimbeckError(f"{told}; they were set aside: run again to go on, which buys them anew.")
 

@@ -77,6 +77,8 @@ def writable(path: Path) -> tuple[sqlite3.Connection, str | None]:
             db.execute("pragma journal_mode=delete")
             db.execute("pragma locking_mode=normal")
         db.execute("pragma synchronous=full")
+        if suspect(path).exists() and (sure := suspect(path).read_text()):  # seen while it was written to
+            raise sqlite3.DatabaseError(sure)
         if unclean and (told := db.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(told)
         complete(db)
