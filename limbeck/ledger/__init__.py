@@ -1,7 +1,6 @@
 """Every model call that this run directory ever bought: SQLite, one writer thread, grouped durable commits."""
 
 import contextlib
-import dataclasses
 import json
 import sqlite3
 import threading
@@ -13,36 +12,12 @@ from typing import Any
 from ..errors import LimbeckError
 from .blobs import Blobs, Damaged, frame, frame_json, is_whole, unframe, unframe_json
 from .file import COLUMNS, INSERT, columns, is_damage, readable, suspect, writable
+from .record import Record
 from .submitted import Submitted
 from .tokens import LARGE, decode, encode
 
 KEY_SCHEMA = 1  # what a call's key is made of; a change here means that old replies are not found
 GROUP_SECONDS, GROUP_CALLS = 0.02, 500  # a kill loses what the open group holds
-
-
-@dataclasses.dataclass(slots=True)
-class Record:
-    """One bought call: its key, what was asked, what came back, and what it cost."""
-
-    key: str
-    words: str  # digest of model and canonical request
-    model: str
-    body: str  # the canonical request as JSON, stored once per words
-    occurrence: int
-    draw: int
-    salt: str
-    reply: dict[str, Any] | None
-    refused: str | None
-    served: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float | None
-    seconds: float
-    site: str
-    row: str
-    kind: str = "chat"  # chat | embed | tool; tools are free and no calls of a model
-    recipe: str | None = None
-    blobs: dict[str, bytes] = dataclasses.field(default_factory=dict)  # images, by the digest that the body names
 
 
 class Ledger:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .blobs import frame
+from .record import Record
 
 if TYPE_CHECKING:
-    from . import Ledger, Record
+    from . import Ledger
 
 TABLES = """
 create table if not exists batch (
@@ -43,7 +44,7 @@ class Submitted:
     def __init__(self, ledger: "Ledger"):
         self.ledger = ledger
 
-    def add(self, batch: Batch, calls: Iterable["Record"]) -> None:
+    def add(self, batch: Batch, calls: Iterable[Record]) -> None:
         """Writes down a batch that is about to be handed in: all that its replies need to become calls."""
         asked = list(calls)
         images = {d: data for call in asked for d, data in call.blobs.items()}
@@ -102,10 +103,8 @@ class Submitted:
         marks = ",".join("?" * len(keys))
         return dict(self.ledger._all(f"select key, tag from batch_call where key in ({marks})", keys))
 
-    def calls(self, batch: Batch) -> list["Record"]:
+    def calls(self, batch: Batch) -> list[Record]:
         """The calls of a batch, without replies."""
-        from . import Record
-
         held = self.ledger._all(
             f"select {', '.join(f'b.{name}' for name in _ASKED)}, r.body from batch_call b "
             "left join request r on r.words = b.words where b.tag = ?",
