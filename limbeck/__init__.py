@@ -24,7 +24,8 @@ _WHERE = {  # module: the public names that it holds
         " where"
     ),
     "train": "Objective Text teach train",
-    "losses": "SFT Loss diverges forward_kl jsd reverse_kl",
+    "losses": "Loss",
+    "losses.named": "SFT diverges forward_kl jsd prefers ranks reverse_kl",
     "evals": "Report Task Verdict compare evaluate exact_answer",
     "recipe": "recipe variant",
     "report": "save",
@@ -36,8 +37,8 @@ __all__ = [
     "ask", "assign", "BudgetError", "checks", "Column", "compare", "concat", "converse", "cross", "dedup", "diverges",
     "draw", "Dropped", "embed", "errors", "evaluate", "exact_answer", "fields", "forward_kl", "Incomplete", "jsd",
     "Judge", "keep", "LimbeckError", "Loss", "losses", "Many", "mean", "minus", "mix", "Model", "models",
-    "Objective", "op", "pair", "parse", "pick", "Prompt", "recipe", "recipes", "Reject", "Reply", "Report",
-    "Request", "reverse_kl", "Run", "save", "score", "SFT", "shots", "Table", "Task", "teach", "Text", "train",
+    "Objective", "op", "pair", "parse", "pick", "prefers", "Prompt", "ranks", "recipe", "recipes", "Reject", "Reply",
+    "Report", "Request", "reverse_kl", "Run", "save", "score", "SFT", "shots", "Table", "Task", "teach", "Text", "train",
     "variant", "Verdict", "where",
 ]  # fmt: skip
 
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     from .errors import BudgetError, Incomplete, LimbeckError
     from .evals import Report, Task, Verdict, compare, evaluate, exact_answer
     from .judges import Judge
-    from .losses import SFT, Loss, diverges, forward_kl, jsd, reverse_kl
+    from .losses import Loss
+    from .losses.named import SFT, diverges, forward_kl, jsd, prefers, ranks, reverse_kl
     from .models.base import Model, Reply, Request
     from .op import Dropped, op
     from .parse import Many, Reject

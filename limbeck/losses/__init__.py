@@ -1,31 +1,53 @@
-"""What a student is trained to make small: the type of a loss, and the losses by name.
+"""What a student is trained to make small: the type of a loss, and what it sees.
 
-Importing this loads no torch: a run that finds its training finished never pays for it. The tensor math is in
-`likelihood` and `divergence`.
+Importing this loads no torch: a run that finds its training finished never pays for it. `named` has the losses that a
+training takes; the tensor math lies in the files beside it, and its functions are public here: `losses.divergence(…)`,
+`losses.dpo(…)`.
 
 Positions, once and for all. Position t of a sequence is where the model has read tokens 0..t and predicts token t+1.
-Logits, labels and masks all live on these *prediction positions*: `labels_bt[b, t]` is the token t+1, or IGNORED where
-nothing is to be learned (prompt, padding, the last position). Nothing shifts after the batch was made.
+A batch is flat: its N positions are the *learned* ones, sequence after sequence. There is no padding, no prompt and no
+shift in what a loss sees, so none of them can change it.
 """
 
 import dataclasses
+import functools
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    from .heads import Dense, Head, Term
+
 IGNORED = -100  # a label that no loss looks at
+
+_MATH = {  # module: its public functions
+    "divergences": "divergence",
+    "likelihood": "reward_conditioned sequence_logps sft unlikelihood weighted_sft",
+    "similarities": "attention_maps layer_map relations similarity",
+    "preferences": "aft dpo kto orpo simpo slic spin",
+    "rankings": "pro rank_logits rrhf uld",
+    "rewards": "process_reward reward reward_list",
+    "policies": "policy_gradient ppo rl_objective",
+    "heads": "Dense Head Term Tokens TopK each total",
+}
+_NAMED = "SFT diverges forward_kl jsd prefers ranks resembles reverse_kl"  # losses to train with
 
 
 class Batch(dict[str, Any]):
-    """What a loss sees, by attribute: `batch.labels_bt`. B sequences, T positions, V tokens of the vocabulary.
+    """What a loss sees, by attribute: `batch.labels_n`. N learned positions of S sequences of G rows.
 
-    input_ids_bt       what the student read, padded on the right
-    attention_mask_bt  1 for a token, 0 for padding
-    labels_bt          the next token, IGNORED where nothing is learned
-    mask_bt            labels_bt != IGNORED: the positions that count
-    student, teacher   Outputs of each; there only if the loss `needs` them
+    inputs             what the student's forward takes: input_ids and so on, (B, T), padded or packed
+    labels_n           the token to predict at each learned position
+    sequence_n         which sequence each position belongs to, ascending
+    at_n               where it lies in the flattened (B, T) of what the student wrote
+    tokens_bt          where `inputs` hold tokens, and not padding
+    group_s            which row each sequence comes from: a row has one sequence, a pair (chosen, rejected), or a list
+    real_g             which rows there are: a last step is filled up with rows without labels
+    columns            the rows' numbers that a loss asked for by `columns`, {name: (S,)}
+    student, teacher, reference   Outputs of each; there only if the loss `needs` them
+    module             the loss's own weights, where it has any
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -36,12 +58,67 @@ class Batch(dict[str, Any]):
                 f"a loss wants '{name}'; the batch has {', '.join(self)}: name it in `needs`."
             ) from None
 
+    @property
+    def sequences(self) -> int:
+        """How many there are, S."""
+        return len(self.group_s)
 
-@dataclasses.dataclass(slots=True)
+    def per_sequence(self, values_n: "torch.Tensor", mean: bool = False) -> "torch.Tensor":
+        """Σ (or mean) of the positions' values over each sequence: (S,). A sequence without positions has 0."""
+        sums_s = values_n.new_zeros(self.sequences).index_add(0, self.sequence_n, values_n)
+        return sums_s / self.lengths_s.clamp_min(1) if mean else sums_s
+
+    @property
+    def lengths_s(self) -> "torch.Tensor":
+        """How many positions each sequence has."""
+        return self.sequence_n.bincount(minlength=self.sequences)
+
+    def pairs(self, values_s: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+        """The values of the chosen and of the rejected sequences of all real rows: (P,), (P,)."""
+        values_p2 = values_s.view(-1, 2)[self.real_g]
+        return values_p2[:, 0], values_p2[:, 1]
+
+    def lists(self, *values_s: "torch.Tensor") -> "list[tuple[torch.Tensor, ...]]":
+        """The values of the sequences of each real row: one tuple of (L, K) for each length K of list there is."""
+        sizes_g = self.group_s.bincount(minlength=len(self.real_g))
+        found = []
+        for size in sizes_g[self.real_g].unique().tolist():
+            at_s = ((sizes_g == size) & self.real_g)[self.group_s]
+            found.append(tuple(values[at_s].view(-1, size) for values in values_s))
+        return found
+
+
+@dataclasses.dataclass
 class Outputs:
-    """What one model said about a batch, on prediction positions."""
+    """What one model said at the learned positions.
 
-    logits_btv: "torch.Tensor"
+    `hidden_nd` is what its head reads; with `head` None, the logits themselves. Logits are made when asked for: a loss
+    at the head never does. `layers_btd` (the embedding and every layer) and `attentions_bhtt` are of all of `inputs`.
+    """
+
+    hidden_nd: "torch.Tensor"
+    head: "Head | None"
+    labels_n: "torch.Tensor"
+    layers_btd: "tuple[torch.Tensor, ...]" = ()
+    attentions_bhtt: "tuple[torch.Tensor, ...]" = ()
+
+    @functools.cached_property
+    def logits_nv(self) -> "torch.Tensor":
+        return self.hidden_nd if self.head is None else self.head.logits(self.hidden_nd)
+
+    @functools.cached_property
+    def logps_n(self) -> "torch.Tensor":
+        """log-probability of each label, in at least fp32."""
+        from .heads import Term, Tokens, each
+
+        return -each(self.hidden_nd, self.head, Term(Tokens(self.labels_n)))
+
+    @property
+    def target(self) -> "Dense":
+        """These distributions, as something to learn."""
+        from .heads import Dense
+
+        return Dense(self.hidden_nd.detach(), None if self.head is None else self.head.detach())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +126,24 @@ class Loss:
     """One thing to make small: `fn(batch)` gives its *sum* over the units of a batch, as a scalar with a gradient.
 
     The trainer divides by the number of units in the whole step (all micro-batches, all processes), so a loss never
-    averages. `needs` names what `fn` reads: "student.logits", "teacher.logits". `unit` is what is counted: "token"
-    (positions with a label) or "sequence" (rows with a label); a loss that counts other things (pairs, lists, chunks)
-    names its unit and brings `counts(batch) -> number of units`. `source` names the files here that hold the math of
-    one of limbeck's own losses, which are part of a training's key; the code of any other is found through `fn`.
+    averages. `needs` names what `fn` reads: "student.logits", "teacher.logits", "student.logps", "reference.logps",
+    "student.layers", … A loss that needs "student.head" works inside the fused head, where no logits ever exist as a
+    whole: its `fn` gives a list of `heads.Term`, what to learn at each position, instead of a sum.
+    `unit` is what is counted: "token" (learned positions), "sequence", "pair" (rows with chosen and rejected), "list"
+    (rows with responses); a loss that counts other things names its unit and brings `counts(batch) -> how many`.
+    `columns` are numbers of the rows that it reads. `modules(student, teacher)` builds weights of its own out of
+    the two models' configs: trained along, kept in checkpoints, never part of the exported student. `source` names the
+    files here that hold the math of one of limbeck's own losses, which are part of a training's key; the code of any
+    other is found through `fn`.
     """
 
-    fn: "Callable[[Batch], torch.Tensor]"
+    fn: "Callable[[Batch], torch.Tensor | list[Term]]"
     needs: tuple[str, ...] = ("student.logits",)
     unit: str = "token"
     counts: "Callable[[Batch], torch.Tensor] | None" = None
     name: str = ""
+    columns: tuple[str, ...] = ()
+    modules: "Callable[[Any, Any], torch.nn.Module] | None" = None
     source: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -71,53 +155,22 @@ class Loss:
         """How many units of this loss a batch holds, as a scalar tensor."""
         return (self.counts or COUNTS[self.unit])(batch)
 
+    @property
+    def form(self) -> str:
+        """What a row is to this loss: one "response", a "pair", or a "list"."""
+        return self.unit if self.unit in ("pair", "list") else "response"
+
 
 COUNTS: "dict[str, Callable[[Batch], torch.Tensor]]" = {
-    "token": lambda batch: batch.mask_bt.sum(),
-    "sequence": lambda batch: batch.mask_bt.any(1).sum(),
+    "token": lambda batch: batch.labels_n.new_tensor(len(batch.labels_n)),
+    "sequence": lambda batch: (batch.lengths_s > 0).sum(),
+    "pair": lambda batch: batch.real_g.sum(),
+    "list": lambda batch: batch.real_g.sum(),
 }
 
 
-def sft(batch: Batch) -> "torch.Tensor":
-    from .likelihood import sft
-
-    return sft(batch.student.logits_btv, batch.labels_bt, normalizer=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Diverges:
-    """The function inside a divergence loss; a value, so that two equal ones have one fingerprint."""
-
-    kind: str
-    temperature: float = 1.0
-    args: tuple[tuple[str, float], ...] = ()
-
-    def __call__(self, batch: Batch) -> "torch.Tensor":
-        from .divergence import divergence
-
-        teacher, student = batch.teacher.logits_btv, batch.student.logits_btv
-        return divergence(self.kind, teacher, student, batch.mask_bt, self.temperature, normalizer=1, **dict(self.args))
-
-
-def diverges(kind: str, temperature: float = 1.0, **args: float) -> Loss:
-    """The divergence `kind` from teacher to student at every position with a label; see `divergence.DIVERGENCES`."""
-    fn = Diverges(kind, temperature, tuple(sorted(args.items())))
-    return Loss(fn, needs=("student.logits", "teacher.logits"), name=kind, source=("likelihood", "divergence"))
-
-
-def forward_kl(temperature: float = 1.0) -> Loss:
-    """KL(teacher ‖ student): cover all that the teacher might say. The survey's Table 1."""
-    return diverges("forward-kl", temperature)
-
-
-def reverse_kl(temperature: float = 1.0) -> Loss:
-    """KL(student ‖ teacher): say only what the teacher might say. The survey's Table 1."""
-    return diverges("reverse-kl", temperature)
-
-
-def jsd(beta: float = 0.5, temperature: float = 1.0) -> Loss:
-    """Generalised Jensen-Shannon (GKD, arXiv 2306.13649): beta=0 is forward KL, beta=1 is reverse KL."""
-    return diverges("generalized-jsd", temperature, beta=beta)
-
-
-SFT = Loss(sft, source=("likelihood",))
+def __getattr__(name: str) -> Any:
+    for where, names in ((f"{__name__}.named", _NAMED), *((f"{__name__}.{m}", n) for m, n in _MATH.items())):
+        if name in names.split():
+            return getattr(importlib.import_module(where), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

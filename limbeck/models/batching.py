@@ -46,7 +46,8 @@ class Job(Row):
     """A row of the batch, and whose reply it is."""
 
     def __init__(self, model: "HF", request: Request, key: str, future: Future):
-        prompt = chat.encode(model.tokenizer, request, model.name)
+        encode = chat.encode if model.kind == "decoder" else chat.encode_last
+        prompt = encode(model.tokenizer, request, model.name)
         self.stop = tuple(request.stop or ())
         seed = int(key[:15] or "0", 16)
         super().__init__(prompt, seed, _sampling(model, request, len(prompt)), self._has_stop if self.stop else None)
@@ -182,6 +183,8 @@ class _Serving:
 def _sampling(model: "HF", request: Request, prompt_tokens: int) -> Sampling:
     wanted = request.max_tokens or model.max_output or 512
     room = model.context - prompt_tokens if model.context else wanted
+    if model.context and model.kind == "encoder-decoder" and room >= 0:
+        room = model.context  # the prompt and the answer have positions of their own
     if room < 1:
         raise Refused(
             f"{model.name}: the prompt has {prompt_tokens} tokens, and the model reads at most {model.context}"

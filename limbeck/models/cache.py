@@ -15,17 +15,22 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from .seq2seq import Encoded
+
 _SLACK = 64  # columns beyond those in use, so that the blocks are laid out anew once in as many steps
 _PREFILL = 4096  # tokens of prompts that go through the model at a time
 _SHARED, _SHARERS = 32, 4  # tokens that prompts must begin with alike, and how many prompts, to read them once for all
 
 
-def memory(model: Any) -> "Joined | Static":
+def memory(model: Any) -> "Joined | Static | Encoded":
     """Makes the memory for a batch of `model`.
 
-    The kinds of its cache layers decide. Keys and values that belong to one token each can be put beside those of other
-    rows; recurrent states, quantized keys and attention in chunks, which depend on their place in the whole, cannot.
+    An encoder-decoder has its own. A decoder's is decided by the kinds of its cache layers. Keys and values that belong
+    to one token each can be put beside those of other rows; recurrent states, quantized keys and attention in chunks,
+    which depend on their place in the whole, cannot.
     """
+    if model.config.is_encoder_decoder:
+        return Encoded(model)
     config = model.config.get_text_config(decoder=True)
     layers = DynamicCache(config=model.config).layers
     chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())

@@ -41,6 +41,25 @@ def encode(tokenizer: Any, request: Request, who: str, schema_in_words: bool = T
     return ids
 
 
+def encode_last(tokenizer: Any, request: Request, who: str) -> list[int]:
+    """Gives the ids of the last user turn, with the tokenizer's own special tokens: for models that hold no chat.
+
+    By the chat template where the tokenizer has one. Raises Refused for what the model cannot read.
+    """
+    if tokenizer.chat_template:
+        return encode(tokenizer, request, who)
+    turns = in_words(request).messages
+    at = max((i for i, turn in enumerate(turns) if turn.get("role") == "user"), default=None)
+    if at is None:
+        raise Refused(f"{who} reads the last user turn, and this request has none")
+    if len(turns) > 1:
+        warnings.warn(f"{who} reads the last user turn alone: the others, and a system text, are lost.", stacklevel=2)
+    ids = tokenizer(_text(turns[at], who))["input_ids"]
+    if not ids:
+        raise Refused(f"{who}: the prompt is empty")
+    return ids
+
+
 def _text(message: Mapping[str, Any], who: str) -> str:
     content = message.get("content") or ""
     if isinstance(content, str):

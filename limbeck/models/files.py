@@ -6,6 +6,7 @@ The digest covers what the answers depend on, and nothing else that lies in the 
 import contextlib
 import functools
 import json
+import os.path
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,24 @@ def digest(path: str, revision: str | None, who: str) -> str:
     return fingerprint.digest(*parts)
 
 
+def config(path: str, revision: str | None) -> dict[str, Any]:
+    """Reads the config.json at the place that `locate` found; empty for a directory with an adapter alone."""
+    found: Any = Path(path) / "config.json"
+    if not Path(path).is_dir():
+        import huggingface_hub
+
+        found = huggingface_hub.try_to_load_from_cache(path, "config.json", revision=revision)
+    return json.loads(Path(found).read_bytes()) if isinstance(found, str | Path) and os.path.exists(found) else {}
+
+
+def kind(path: str, revision: str | None) -> str:
+    """Says what the config makes of a checkpoint: "decoder", "encoder-decoder" or "classifier"."""
+    told = config(path, revision)
+    if any(name.endswith("ForSequenceClassification") for name in told.get("architectures") or ()):
+        return "classifier"
+    return "encoder-decoder" if told.get("is_encoder_decoder") else "decoder"
+
+
 def load(kind: str, model: "HF | VLLM", **options: Any) -> Any:
     """Reads a tokenizer or weights with transformers' class `kind`, without its progress bars and chatter."""
     try:
@@ -78,6 +97,15 @@ def load(kind: str, model: "HF | VLLM", **options: Any) -> Any:
     except (OSError, ValueError, ImportError) as e:
         line = " ".join(str(e).split())[:300]
         raise LimbeckError(f"{model.name} could not be loaded from {model.path} ({line}); check its files.") from e
+
+
+def savable(settings: Any) -> Any:
+    """Makes generation settings that transformers saves of such as name a temperature and do not sample."""
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
+    return settings
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""Writes continuations for a batch of token sequences with a causal language model of transformers.
+"""Writes continuations for a batch of token sequences with a causal language model of transformers, or what an
+encoder-decoder answers to them.
 
 Its own loop rather than `model.generate`, because a reply must not depend on the batch that it was made in: each row
 draws from its own seed, nothing is inherited from the checkpoint's `generation_config`, and rows join and leave.
@@ -157,7 +158,10 @@ def generate(
     ends: Collection[int],
     stopped: Callable[[list[int]], bool] | None = None,
 ) -> Iterator[tuple[int, Written]]:
-    """Yields (row, Written) for each prompt (token ids, at least one), in the order in which the rows finish."""
+    """Yields (row, Written) for each prompt (token ids, at least one), in the order in which the rows finish.
+
+    An encoder-decoder's prompts are what its encoder reads; its start token is not part of what is written.
+    """
     batch = Batch(model, ends)
     rows = {
         Row(prompt, seed, sampling, stopped): i for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))

@@ -1,4 +1,4 @@
-"""A causal language model of transformers, from a local directory or the hub, run in this process.
+"""A model of transformers (decoder, encoder-decoder or classifier), from a local directory or the hub, run here.
 
 Requests are answered side by side by one worker thread, in a batch that they join and leave. torch and transformers are
 imported when weights are first needed: naming a model, or finding its replies in the ledger, costs neither.
@@ -12,6 +12,7 @@ import functools
 import queue
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,8 +30,18 @@ if TYPE_CHECKING:
 _WAIT = 0.005  # seconds for more requests to come before a batch starts
 _IDLE = 10.0  # seconds without requests after which the worker thread ends
 _CACHE_BYTES = 2 << 30  # memory for keys and values on the CPU; on a GPU, 40 % of what is free
+# What there is: transformers' class for the weights, and what such a model can do.
+_KINDS = {
+    "decoder": ("AutoModelForCausalLM", frozenset({"chat", "logprobs", "logits", "hidden", "embed", "weights"})),
+    "encoder-decoder": ("AutoModelForSeq2SeqLM", frozenset({"chat", "logprobs", "logits", "hidden", "weights"})),
+    "classifier": (
+        "AutoModelForSequenceClassification",
+        frozenset({"chat", "logprobs", "logits", "hidden", "weights"}),
+    ),
+}
 _DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 _TAKES = ("messages", "temperature", "top_p", "max_tokens", "stop", "logprobs", "schema", "embed")  # of a request
+_NOT_TAKEN = {"decoder": (), "encoder-decoder": ("embed",), "classifier": ("embed", "stop", "schema")}
 # The evaluation copies in memory: two models with the same weights share them.
 _loaded: "weakref.WeakValueDictionary[tuple, PreTrainedModel]" = weakref.WeakValueDictionary()
 # The models whose workers may be running: torch aborts a process that ends in the middle of a step.
@@ -50,11 +61,13 @@ class HF(Model):
     A request without a temperature is answered greedily (nothing is taken from the checkpoint's generation settings);
     without max_tokens it writes at most `max_output`, 512 unless set. Log-probabilities are the model's own, before
     temperature and top_p. An embedding is the mean of the last layer over the text's tokens, scaled to length 1.
-    `dtype` ("bfloat16", "float32") is by default float32 on the CPU and the checkpoint's own on a GPU. `adapter` is a
-    peft directory, merged into the weights. `batch_tokens` bounds rows x (longest prompt + answer).
+    `kind` is what the checkpoint's config says: "decoder", "encoder-decoder" (it reads the last user turn and answers
+    it) or "classifier" (it replies with the label of the highest score, drawn where a temperature is set, and reads no
+    max_tokens). `labels` makes a classifier of any other checkpoint: with a new head for these labels, drawn from
+    `seed`. `dtype` ("bfloat16", "float32") is by default float32 on the CPU and the checkpoint's own on a GPU.
+    `adapter` is a peft directory, merged into the weights. `batch_tokens` bounds rows x (longest prompt + answer).
     """
 
-    can = frozenset({"chat", "logprobs", "logits", "hidden", "embed", "weights"})
     free = True
     most_rows: ClassVar[int] = 256  # of a batch
     max_concurrency: int = 2 * most_rows  # as many wait as run, so that a row that leaves is followed by another
@@ -71,6 +84,8 @@ class HF(Model):
         device: str = "auto",
         adapter: str | Path | None = None,
         batch_tokens: int | None = None,
+        labels: Sequence[str] | None = None,
+        seed: int = 0,
         trust_remote_code: bool = False,
     ):
         self.name = name or f"hf/{path}"
@@ -79,15 +94,22 @@ class HF(Model):
         self.dtype = str(dtype).removeprefix("torch.") if dtype else None
         if self.dtype and self.dtype not in _DTYPES:
             raise LimbeckError(f"{self.name} wants dtype as one of {', '.join(_DTYPES)}; it got {self.dtype!r}.")
+        self.kind = files.kind(self.path, self.revision)
+        self.labels, self.seed = _labels(self.name, labels, self.kind), seed  # of a head that is new
+        if self.labels:
+            self.kind = "classifier"
+        self.can = _KINDS[self.kind][1]
         self.options: dict[str, Any] = {
             "revision": revision, "dtype": self.dtype, "device": device, "adapter": self.adapter,
-            "batch_tokens": batch_tokens, "trust_remote_code": trust_remote_code,
+            "batch_tokens": batch_tokens, "labels": labels, "seed": seed, "trust_remote_code": trust_remote_code,
         }  # fmt: skip
         self.device, self.batch_tokens, self.trust_remote_code = device, batch_tokens, trust_remote_code
         self.digest = digest or files.digest(self.path, self.revision, self.name)
         if self.adapter or self.dtype:
             adapted = files.digest(self.adapter, None, self.name) if self.adapter else None
             self.digest = fingerprint(["hf", self.digest, adapted, self.dtype])
+        if self.labels:
+            self.digest = fingerprint(["labels", self.digest, self.labels, seed])
         self.endpoint = self.name
         self.limit = self.max_output = 512
         self._asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
@@ -113,7 +135,8 @@ class HF(Model):
             if trainable:
                 return self._load("cpu", self.dtype or "float32").requires_grad_(True).train()
             if self._held is None:
-                key = (self.path, self.revision, self.adapter, self.dtype, self._device())
+                head = (self.labels, self.seed) if self.labels else None
+                key = (self.path, self.revision, self.adapter, self.dtype, self._device(), head)
                 self._held = _loaded.get(key)
                 if self._held is None:
                     dtype = self.dtype or ("float32" if self._device() == "cpu" else "auto")
@@ -146,6 +169,11 @@ class HF(Model):
 
         from .cache import positions
 
+        if self.kind != "decoder":
+            raise LimbeckError(
+                f"logits, hidden and logprobs_of want a decoder, and {self.name} is of kind {self.kind}; "
+                f"call its weights() with what they take."
+            )
         model = self.weights()
         mask_bt = mask_bt.to(model.device)
         with torch.no_grad():
@@ -158,7 +186,7 @@ class HF(Model):
 
     async def reply(self, request: Request, key: str) -> Reply:
         """Answers in the running batch; `key` seeds the row's own sampling. A schema is said in words, not enforced."""
-        chat.check(request, _TAKES, self.name)
+        chat.check(request, [field for field in _TAKES if field not in _NOT_TAKEN[self.kind]], self.name)
         future: concurrent.futures.Future[Reply] = concurrent.futures.Future()
         with self._lock:
             self._asked.put((request, key, future))
@@ -194,8 +222,9 @@ class HF(Model):
                     return
             try:
                 self.weights()  # says so where torch is missing
-                from .batching import serve
+                from . import batching, classify
 
+                serve = classify.serve if self.kind == "classifier" else batching.serve
                 serve(self, asked, functools.partial(self._take, 0.0, 0.0))
             except BaseException as e:  # whoever waits must hear of it
                 for _, _, future in asked:
@@ -251,9 +280,37 @@ class HF(Model):
         return free // size
 
     def _load(self, device: str, dtype: str) -> "PreTrainedModel":
-        model = files.load("AutoModelForCausalLM", self, dtype=dtype)
+        model: Any = self._with_head(dtype) if self.labels else files.load(_KINDS[self.kind][0], self, dtype=dtype)
         if self.adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, self.adapter).merge_and_unload()
+        if self.kind == "classifier" and model.config.pad_token_id is None:
+            model.config.pad_token_id = self.tokenizer.pad_token_id  # a decoder's head finds the last token by it
         return model.to(device)
+
+    def _with_head(self, dtype: str) -> "PreTrainedModel":
+        """Loads the weights under a new head; torch's own random state is left as it was."""
+        import torch
+
+        names = dict(enumerate(self.labels))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return files.load(
+                _KINDS["classifier"][0], self, dtype=dtype, num_labels=len(names), id2label=names,
+                label2id={label: i for i, label in names.items()},
+            )  # fmt: skip
+
+
+def _labels(name: str, labels: Any, kind: str) -> tuple[str, ...]:
+    """Checks the labels of a new head; none where there are none."""
+    if labels is None:
+        return ()
+    told = labels if isinstance(labels, Sequence) and not isinstance(labels, str) else ()
+    if len(told) < 2 or len(set(told)) < len(told) or not all(isinstance(label, str) for label in told):
+        raise LimbeckError(
+            f"{name} wants labels as two or more different texts, such as ['no', 'yes']; got {labels!r}."
+        )
+    if kind == "classifier":
+        raise LimbeckError(f"{name} is a classifier with labels of its own; leave labels out.")
+    return tuple(told)

@@ -1,12 +1,14 @@
 """Training: `train(student, rows, objective)` gives a model again. Torch is loaded only where there is work."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable
 from typing import Any, cast
 
 from ..errors import LimbeckError
-from ..losses import SFT, Loss
+from ..losses import Loss
+from ..losses.named import SFT
 from ..models import base, get, trained
 from ..run import current
 from ..table import Table
@@ -42,7 +44,8 @@ def train(
     rows = rows if isinstance(rows, Table) else Table.from_rows(rows)
     objectives.check(student, rows, whole)
     if eval_rows is not None:
-        objectives.check_columns(eval_rows, Objective(SFT))
+        for term in whole.terms:
+            objectives.check_columns(eval_rows, dataclasses.replace(term, text=Text()))
     if run.plan is not None:
         return run.plan.train(student, rows)
     run.trained_on = rows

@@ -1,27 +1,91 @@
-"""Examples become a Batch: padded on the right, labels on prediction positions."""
+"""Rows become a Batch: padded on the right or packed, and a flat list of what is learned, on prediction positions."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 
-from ..losses import IGNORED, Batch
-from .encode import Example
+from ..losses import Batch
+from .examples import Example, Row
 
 
-def collate(examples: Sequence[Example], pad: int) -> Batch:
-    """B examples -> a Batch of B sequences, as long as the longest needs. Position t reads token t and predicts t+1."""
-    width = max(len(example.ids) for example in examples) - 1
-    input_ids_bt = torch.full((len(examples), width), pad)
-    labels_bt = torch.full((len(examples), width), IGNORED)
-    attention_mask_bt = torch.zeros((len(examples), width), dtype=torch.long)
-    for b, example in enumerate(examples):
-        ids, n = example.ids, len(example.ids) - 1
-        input_ids_bt[b, :n] = ids[:-1]
-        labels_bt[b, :n] = torch.where(example.learn[1:], ids[1:], IGNORED)
-        attention_mask_bt[b, :n] = 1
-    return Batch(
-        input_ids_bt=input_ids_bt,
-        attention_mask_bt=attention_mask_bt,
-        labels_bt=labels_bt,
-        mask_bt=labels_bt != IGNORED,
-    )
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How sequences lie in a batch. `pack`: several to a row of at most that many positions; else one, padded.
+
+    Packed sequences are told apart by `position_ids` alone: without an attention mask and without a cache, transformers
+    lets none look at another. Which row a sequence lies in changes nothing that a loss sees.
+    """
+
+    pad: int = 0
+    pack: int | None = None
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """G rows -> a Batch of their sequences. Position t of a sequence reads its token t and predicts token t+1."""
+        sequences = [example for row in rows for example in row.sequences]
+        batch = self.place(sequences)
+        batch["group_s"] = torch.tensor([g for g, row in enumerate(rows) for _ in row.sequences])
+        batch["real_g"] = torch.tensor([all(bool(s.learn[1:].any()) for s in row.sequences) for row in rows])
+        names = rows[0].columns if rows else ()
+        batch["columns"] = {name: torch.tensor([v for row in rows for v in row.columns[name]]) for name in names}
+        if any(row.teacher_prompt is not None for row in rows):
+            batch["teacher_view"] = self.place([teachers(row, s) for row in rows for s in row.sequences])
+        return batch
+
+    def place(self, sequences: Sequence[Example]) -> Batch:
+        """Lays the sequences out, and lists their learned positions in their order."""
+        sizes = [len(s.ids) - 1 for s in sequences]
+        starts, width, height = pack(sizes, self.pack) if self.pack else padded(sizes)
+        input_ids, positions = torch.full((height * width,), self.pad), torch.zeros(height * width, dtype=torch.long)
+        tokens = torch.zeros(height * width, dtype=torch.bool)
+        at, labels, owner = [], [], []
+        for s, (example, start, size) in enumerate(zip(sequences, starts, sizes, strict=True)):
+            input_ids[start : start + size] = example.ids[:-1]
+            positions[start : start + size] = torch.arange(size)
+            tokens[start : start + size] = True
+            learned = example.learn[1:].nonzero()[:, 0]
+            at.append(start + learned)
+            labels.append(example.ids[1:][learned].long())
+            owner.append(torch.full((len(learned),), s))
+        shape = (height, width)
+        inputs = {"input_ids": input_ids.view(shape)}
+        inputs |= (
+            {"position_ids": positions.view(shape)} if self.pack else {"attention_mask": tokens.view(shape).long()}
+        )
+        return Batch(
+            inputs=inputs,
+            tokens_bt=tokens.view(shape),
+            at_n=torch.cat(at),
+            labels_n=torch.cat(labels),
+            sequence_n=torch.cat(owner),
+        )
+
+
+def teachers(row: Row, sequence: Example) -> Example:
+    """The sequence as the teacher reads it: its own prompt before the same answer."""
+    if row.teacher_prompt is None:
+        return sequence
+    ids = torch.cat([row.teacher_prompt, sequence.ids[sequence.prompt :]])
+    learn = torch.cat([torch.zeros(len(row.teacher_prompt), dtype=torch.bool), sequence.learn[sequence.prompt :]])
+    return Example(ids, learn, len(row.teacher_prompt))
+
+
+def padded(sizes: Sequence[int]) -> tuple[list[int], int, int]:
+    """One sequence to a row: where each starts in the flat batch, the rows' width, and how many rows."""
+    width = max(sizes)
+    return [s * width for s in range(len(sizes))], width, len(sizes)
+
+
+def pack(sizes: Sequence[int], most: int) -> tuple[list[int], int, int]:
+    """Several sequences to a row of at most `most` positions: the longest first, each into the first row with room."""
+    order = sorted(range(len(sizes)), key=lambda s: -sizes[s])
+    used: list[int] = []
+    place: dict[int, tuple[int, int]] = {}
+    for s in order:
+        row = next((r for r, n in enumerate(used) if n + sizes[s] <= most), len(used))
+        if row == len(used):
+            used.append(0)
+        place[s] = (row, used[row])
+        used[row] += sizes[s]
+    width = max(used)
+    return [place[s][0] * width + place[s][1] for s in range(len(sizes))], width, len(used)

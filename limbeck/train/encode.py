@@ -4,79 +4,113 @@ The ids are those that the model would be prompted with: each answer starts exac
 prompt ends, which is checked for every turn by rendering the conversation up to it.
 """
 
-import array
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jinja2
-import torch
 
 from ..errors import LimbeckError
 from ..parse import Reject
+from .examples import Examples
 
 Piece = tuple[str, bool]  # a stretch of the conversation's text, and whether it is learned
 CHUNK = 512  # rows per call of the tokenizer
 
 
-@dataclasses.dataclass(slots=True)
-class Example:
-    """One sequence: ids (L,) int32, learn (L,) bool; the first `prompt` ids are what its last answer replies to.
-
-    `prompt` is 0 where that was cut off: nobody can answer it anew.
-    """
-
-    ids: torch.Tensor
-    learn: torch.Tensor
-    prompt: int
-
-
-class Examples(Sequence[Example]):
-    """All encoded rows in flat arrays: 5 bytes a token. `rejects`: (row index, Reject) of what cannot be learned."""
-
-    def __init__(self) -> None:
-        self._ids, self._learn = array.array("i"), bytearray()
-        self._ends, self._prompts = array.array("q", [0]), array.array("i")
-        self.rejects: list[tuple[int, Reject]] = []
-        self.cut = 0  # rows whose answer lost its end to max_length
-
-    def add(self, ids: Sequence[int], learn: Sequence[bool], prompt: int) -> None:
-        self._ids.extend(ids)
-        self._learn.extend(learn)
-        self._ends.append(len(self._ids))
-        self._prompts.append(prompt)
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def __getitem__(self, i: int) -> Example:  # type: ignore[override]
-        start, end = self._ends[i], self._ends[i + 1]
-        ids = torch.frombuffer(self._ids, dtype=torch.int32, count=end - start, offset=4 * start)
-        learn = torch.frombuffer(self._learn, dtype=torch.bool, count=end - start, offset=start)
-        return Example(ids, learn, self._prompts[i])
-
-
 def encode(
-    rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int, ends: Iterable[int] = (), answers: bool = True
+    rows: Iterable[dict[str, Any]],
+    tokenizer: Any,
+    max_length: int,
+    ends: Iterable[int] = (),
+    *,
+    answers: bool = True,
+    form: str = "response",
+    columns: Sequence[str] = (),
+    teacher_prompt: str | None = None,
 ) -> Examples:
     """Encodes rows with `prompt` and `response`, or `messages`; `answers=False` takes the prompts alone.
 
-    `ends`: token ids that end a turn, beside the tokenizer's own. Longer sequences are cut to `max_length` on the
-    right; a row that keeps nothing of its answers is a Reject.
+    `form`: a row is one "response", a "pair" (`chosen`, `rejected`) or a "list" (`responses`). `columns`: numbers to
+    keep, one for the row or one for each sequence of it. `teacher_prompt`: the column with the prompt as the teacher is
+    to read it. `ends`: token ids that end a turn, beside the tokenizer's own. Longer sequences are cut to `max_length`
+    on the right; a row that keeps nothing of one of its answers is a Reject.
     """
-    made, stops = Examples(), {tokenizer.eos_token_id, *ends} - {None}
+    made, stops = Examples(columns), {tokenizer.eos_token_id, *ends} - {None}
     numbered = enumerate(rows)
     while chunk := list(itertools.islice(numbered, CHUNK)):
-        found = [(i, _pieces(tokenizer, row, answers)) for i, row in chunk]
-        good = [pieces for _, pieces in found if not isinstance(pieces, Reject)]
-        ids = iter(_tokenize(tokenizer, good))
-        for i, pieces in found:
-            why = pieces if isinstance(pieces, Reject) else _add(made, pieces, next(ids), tokenizer, stops, max_length)
+        found = [(i, _texts(tokenizer, row, answers, form, columns, teacher_prompt)) for i, row in chunk]
+        pieces = [text for _, row in found if isinstance(row, Texts) for text in row.pieces]
+        ids = iter(_tokenize(tokenizer, pieces))
+        for i, row in found:
+            why = _add_row(made, row, ids, tokenizer, stops, max_length) if isinstance(row, Texts) else row
             if why is not None:
+                made.undo()
                 made.rejects.append((i, why))
     return made
+
+
+@dataclasses.dataclass(slots=True)
+class Texts:
+    """A row as text: the pieces of its sequences, behind them those of the teacher's prompt, and its numbers."""
+
+    pieces: list[list[Piece]]
+    sequences: int
+    columns: dict[str, list[float]]
+
+
+def _texts(
+    tokenizer: Any, row: dict[str, Any], answers: bool, form: str, columns: Sequence[str], teacher_prompt: str | None
+) -> Texts | Reject:
+    found = [_pieces(tokenizer, one, answers) for one in forms(row, form)] or [Reject("responses is empty, or no list")]
+    n = len(found)
+    if teacher_prompt is not None:
+        found.append(_pieces(tokenizer, {"prompt": row.get(teacher_prompt)}, answers=False))
+    numbers: dict[str, list[float]] = {}
+    for name in columns:
+        value = row.get(name)
+        numbers[name] = list(value) if isinstance(value, list) else [value] * n
+        if len(numbers[name]) != n or not all(isinstance(v, int | float) for v in numbers[name]):
+            found.append(Reject(f"{name} is no number for each answer"))
+    if (why := next((one for one in found if isinstance(one, Reject)), None)) is not None:
+        return why
+    return Texts([one for one in found if not isinstance(one, Reject)], n, numbers)
+
+
+def forms(row: dict[str, Any], form: str) -> list[dict[str, Any]]:
+    """The sequences of a row, as rows with one answer each; an answer is text, or a conversation's messages."""
+    if form == "response":
+        return [row]
+    answers = [row.get("chosen"), row.get("rejected")] if form == "pair" else row.get("responses")
+    if not isinstance(answers, list):
+        return []
+    return [_answered(row, answer) for answer in answers]
+
+
+def _answered(row: dict[str, Any], answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, list):
+        if "messages" not in row:
+            return {"prompt": row.get("prompt"), "response": answer}
+        answer = [{"role": "assistant", "content": answer}]
+    before = row.get("messages") or [{"role": "user", "content": row.get("prompt")}]
+    whole = answer if answer and answer[0]["role"] != "assistant" else [*before, *answer]
+    return {"messages": whole}
+
+
+def _add_row(
+    made: Examples, row: Texts, ids: Iterator[list[list[int]]], tokenizer: Any, stops: set[int], max_length: int
+) -> Reject | None:
+    """Puts a row behind the others, or says why not; reads the ids of all its pieces either way."""
+    encoded, cut = [next(ids) for _ in row.pieces], made.cut
+    for pieces, parts in zip(row.pieces[: row.sequences], encoded, strict=False):
+        if (why := _add(made, pieces, parts, tokenizer, stops, max_length)) is not None:
+            made.cut = cut
+            return why
+    made.cut = min(made.cut, cut + 1)
+    made.end_row(row.columns, [i for part in encoded[row.sequences :] for piece in part for i in piece])
+    return None
 
 
 def _add(

@@ -17,7 +17,9 @@ LORA = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}  # short nam
 SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")  # how a step is cut up
 HOME = Path(__file__).parent
 # The files whose behaviour decides the weights, beside those of the loss.
-SOURCES = ("encode.py", "collate.py", "schedule.py", "signal.py", "text.py", "trainer.py")
+SOURCES = (
+    "encode.py", "examples.py", "collate.py", "schedule.py", "signal.py", "text.py", "forward.py", "trainer.py",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Hparams:
     per_device_eval_batch_size: int = 8
     eval_steps: int = 100
     gradient_checkpointing: bool = False
+    packing: bool = False  # several sequences to a row of max_length; a step still has as many sequences
     logging_steps: int = 10
     save_steps: int = 500
     report_to: str | list[str] = "none"
@@ -110,7 +113,7 @@ class Hparams:
 
     def arguments(self) -> dict[str, Any]:
         """What goes to transformers.TrainingArguments under the same names."""
-        ours = ("max_length", "lora", "num_train_epochs", "max_steps", "eval_steps", "lr_scheduler_kwargs")
+        ours = ("max_length", "lora", "packing", "num_train_epochs", "max_steps", "eval_steps", "lr_scheduler_kwargs")
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ours}
         if not self.gradient_checkpointing:
             del kept["gradient_checkpointing"]  # newer transformers warn of the name, even where it says no
@@ -146,6 +149,7 @@ def key(student: Model, rows: Any, objective: Objective, hparams: Hparams) -> st
             **{who: fingerprint(getattr(term, who), who) for who in ("teacher", "reference", "reward")},
             "weight": term.weight,
             "rows": None if term.rows is None else term.rows.digest,
+            "teacher_prompt": term.teacher_prompt,
         }
         for term in objective.terms
     ]
@@ -158,7 +162,8 @@ def loss_key(loss: Loss) -> str:
     """What a loss computes: for limbeck's own, its name, arguments and the files of its math; else the functions."""
     if not loss.source:
         where = f"loss '{loss.name}'"
-        return digest(fingerprint(loss.fn, where), fingerprint(loss.counts, where), loss.unit, *loss.needs)
+        code = [fingerprint(part, where) for part in (loss.fn, loss.counts, loss.modules)]
+        return digest(*code, loss.unit, *loss.needs, *loss.columns)
     files = [(HOME.parent / "losses" / f"{name}.py").read_bytes() for name in loss.source]
     return digest(loss.name, repr(loss.fn) if dataclasses.is_dataclass(loss.fn) else loss.fn.__qualname__, *files)
 

@@ -8,7 +8,8 @@ from ..errors import LimbeckError
 from ..losses import Loss
 from ..models.base import Model
 
-SERVES = ("student.logits", "teacher.logits")  # what the trainer can give to a loss
+# What the trainer can give to a loss, by who says it, and what a model must be able to for it.
+SERVES = {"head": "logits", "logits": "logits", "logps": "logits", "layers": "hidden", "attentions": "hidden"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Text:
 class Objective:
     """One term of what is minimised; `a + b` adds terms up. `rows` gives a term its own data (else train's rows).
 
-    `teacher`, `reference` and `reward` are the models behind the signals that the loss `needs`.
+    `teacher`, `reference` and `reward` are the models behind the signals that the loss `needs`; without a `reference`,
+    the student as it is before the first step. `teacher_prompt` names a column: the prompt as the teacher reads it,
+    with what the student is to know by itself afterwards.
     """
 
     loss: Loss
@@ -50,6 +53,7 @@ class Objective:
     reward: Any = None
     weight: float = 1.0
     rows: Any = None
+    teacher_prompt: str | None = None
     others: "tuple[Objective, ...]" = ()
 
     def __add__(self, other: "Objective | Loss") -> "Objective":
@@ -92,15 +96,18 @@ def _lacks(term: Objective) -> Iterator[str]:
     loss, text, teacher = term.loss, term.text, term.teacher
     for need in loss.needs:
         who, _, what = need.partition(".")
-        if need not in SERVES:
-            yield f"loss '{loss.name}' needs {need}; this trainer serves {', '.join(SERVES)}."
+        if who not in ("student", "teacher", "reference") or what not in SERVES:
+            served = ", ".join(SERVES)
+            yield f"loss '{loss.name}' needs {need}; this trainer serves {served} of student, teacher and reference."
         elif who == "teacher" and teacher is None:
             yield f"loss '{loss.name}' needs {need}; the objective has no teacher: write Objective(…, teacher=…)."
-        elif teacher is not None and who == "teacher" and what not in teacher.can:
+        elif (model := getattr(term, who, None)) is not None and SERVES[what] not in model.can:
             yield (
-                f"loss '{loss.name}' needs {need}; '{teacher.name}' can give ({_can(teacher)}): "
-                "use an hf teacher, or SFT on its text."
+                f"loss '{loss.name}' needs {need}; '{model.name}' can give ({_can(model)}): "
+                f"use an hf {who}, or SFT on its text."
             )
+    if loss.form != "response" and text.data < 1:
+        yield f"loss '{loss.name}' compares the rows' own answers; Text wants data=1, it got {text.data:g}."
     if text.teacher and (teacher is None or "weights" not in teacher.can):
         yield "Text(teacher=…) samples in training and wants an hf teacher; ask any other first, and train on its rows."
     read = {need.partition(".")[0] for need in loss.needs} | ({"teacher"} if text.teacher else set())
@@ -109,14 +116,21 @@ def _lacks(term: Objective) -> Iterator[str]:
             yield f"the objective has a {name} that loss '{loss.name}' never reads: leave it out, or change the loss."
 
 
+ANSWERS = {"response": ["response"], "pair": ["chosen", "rejected"], "list": ["responses"]}
+
+
 def check_columns(rows: Any, term: Objective) -> None:
-    """Raises LimbeckError where the rows lack what the term's text is made of."""
-    columns = rows.columns
-    wanted = ["prompt"] if term.text.data == 0 else ["prompt", "response"]
-    if "messages" not in columns and (missing := [c for c in wanted if c not in columns]):
+    """Raises LimbeckError where the rows lack what the term's text and loss are made of."""
+    form, columns = term.loss.form, rows.columns
+    wanted = ["prompt", *(ANSWERS[form] if term.text.data > 0 else [])]
+    if "messages" in columns:
+        wanted = ANSWERS[form] if form != "response" else []
+    wanted += [*term.loss.columns, *filter(None, [term.teacher_prompt])]
+    if missing := [c for c in wanted if c not in columns]:
+        instead = " (or messages)" if form == "response" else ""
         raise LimbeckError(
-            f"train wants columns {' and '.join(wanted)} (or messages); the rows have {', '.join(columns) or 'none'}, "
-            f"no {missing[0]}: name it with fields(rows, {missing[0]}='{{…}}')."
+            f"train wants columns {' and '.join(wanted)}{instead}; the rows have "
+            f"{', '.join(columns) or 'none'}, no {missing[0]}: name it with fields(rows, {missing[0]}='{{…}}')."
         )
 
 

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 import torch
 
 from ..fingerprint import digest
-from .encode import Example
+from .examples import Row, blank
 
 
 class Schedule(torch.utils.data.Dataset):
-    """Place i of the training -> (i, one Example of each stream); a stream read through is shuffled anew.
+    """Place i of the training -> (i, one Row of each stream); a stream read through is shuffled anew.
 
     `rows_seen` rows are read in all; what the last step lacks to a whole batch is filled with rows without labels.
     """
 
-    def __init__(self, streams: Sequence[Sequence[Example]], rows_seen: int, steps: int, global_batch: int, seed: int):
+    def __init__(self, streams: Sequence[Sequence[Row]], rows_seen: int, steps: int, global_batch: int, seed: int):
         self.streams, self.rows_seen, self.seed = streams, rows_seen, seed
         self.length, self.global_batch = steps * global_batch, global_batch
         self._orders: dict[tuple[int, int], torch.Tensor] = {}
@@ -26,10 +26,11 @@ class Schedule(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, place: int) -> tuple[int, list[Example]]:
+    def __getitem__(self, place: int) -> tuple[int, list[Row]]:
+        rows = [stream[self._row(i, place)] for i, stream in enumerate(self.streams)]
         if place >= self.rows_seen:
-            return place, [BLANK] * len(self.streams)
-        return place, [stream[self._row(i, place)] for i, stream in enumerate(self.streams)]
+            rows = [blank(len(row.sequences), tuple(row.columns)) for row in rows]
+        return place, rows
 
     def _row(self, stream: int, place: int) -> int:
         epoch, at = divmod(place, len(self.streams[stream]))
@@ -38,10 +39,6 @@ class Schedule(torch.utils.data.Dataset):
             order = torch.randperm(len(self.streams[stream]), generator=generator)
             self._orders = {k: v for k, v in self._orders.items() if k[0] != stream} | {(stream, epoch): order}
         return int(order[at])
-
-
-# Two tokens, so that there is one position, and nothing to learn at it.
-BLANK = Example(torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.bool), prompt=0)
 
 
 def chance(*parts: int) -> int:

@@ -1,32 +1,66 @@
-"""What the loss is told besides the text: the teacher's logits, computed as the training goes."""
+"""What the loss is told besides the text: what a teacher or a reference says to it, computed as the training goes."""
 
+import dataclasses
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 
 from ..errors import LimbeckError
 from ..losses import Batch, Outputs
+from ..losses.heads import Head
+from .forward import Reader, through
 
 
 class Live:
-    """A teacher in memory that reads each batch along with the student. No gradient; always in evaluation mode."""
+    """A frozen model in memory that reads each batch along with the student. Always in evaluation mode, no gradient."""
 
-    def __init__(self, teacher: Any):
-        self.weights = teacher.weights()
+    def __init__(self, weights: Any, needs: Collection[str] = ()):
+        self.weights = weights.eval()
+        self.read = Reader(weights, layers="layers" in needs, attentions="attentions" in needs)
+        self._head: Head | None = None  # where the student is, if the model itself is elsewhere
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
         self.weights.eval()  # dropout in a teacher would be noise in every target
-        at, home = next(self.weights.parameters()).device, batch.input_ids_bt.device
-        ids_bt, mask_bt = batch.input_ids_bt.to(at), batch.attention_mask_bt.to(at)
-        return Outputs(self.weights(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).logits.to(home))
+        at, home = next(self.weights.parameters()).device, batch.labels_n.device
+        seen = self.read(moved(batch, at))
+        if at == home:
+            return seen
+        if seen.head is not None and self._head is None:
+            self._head = seen.head.to(home)
+        layers, maps = ([t.to(home) for t in held] for held in (seen.layers_btd, seen.attentions_bhtt))
+        return Outputs(seen.hidden_nd.to(home), self._head, batch.labels_n, tuple(layers), tuple(maps))
 
 
-def align(batch: Batch, teacher: Outputs) -> Batch:
-    """The batch with both models' logits over the same tokens: the narrower of the two vocabularies' widths."""
-    width = min(teacher.logits_btv.shape[-1], batch.student.logits_btv.shape[-1])
-    student = Outputs(batch.student.logits_btv[..., :width])
-    return Batch({**batch, "student": student, "teacher": Outputs(teacher.logits_btv[..., :width])})
+class Start:
+    """The student as it was before the first step: what its adapter was put on, with the adapter switched off."""
+
+    def __init__(self, wrapped: Callable[[], Any], inner: Any):
+        self.wrapped, self.inner, self.read = wrapped, inner, Reader(inner)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Outputs:
+        was_training = self.inner.training
+        self.inner.eval()
+        try:
+            with self.inner.disable_adapter():
+                return through(self.wrapped(), self.inner, lambda: self.read(batch))
+        finally:
+            self.inner.train(was_training)
+
+
+def moved(batch: Batch, device: Any) -> Batch:
+    """What a model reads of a batch, on another device."""
+    inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+    return Batch(inputs=inputs, at_n=batch.at_n.to(device), labels_n=batch.labels_n.to(device))
+
+
+def aligned(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:
+    """Both models' logits over the same tokens: the narrower of the two vocabularies' widths."""
+    width = min(teacher.logits_nv.shape[-1], student.logits_nv.shape[-1])
+    cut = (dataclasses.replace(one, hidden_nd=one.logits_nv[:, :width], head=None) for one in (student, teacher))
+    return next(cut), next(cut)
 
 
 def check_vocabularies(loss: str, teacher: Any, student: Any) -> None:

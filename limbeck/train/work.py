@@ -1,9 +1,11 @@
 """The training itself: from rows to a finished model directory."""
 
 import collections
+import copy
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,13 @@ from ..models.files import quiet
 from ..run import Run
 from ..table import Table
 from . import checkpoint
-from .encode import Examples, encode
+from .collate import Layout
+from .encode import encode
+from .examples import Examples
 from .hparams import Hparams
-from .objective import Objective
+from .objective import Objective, Text
 from .schedule import Schedule
-from .signal import Live, check_vocabularies
+from .signal import Live, Start, check_vocabularies
 from .trainer import Stream, Trainer
 from .watch import Watch
 
@@ -38,11 +42,9 @@ def work(
     named: dict[str, str],
 ) -> dict[str, Any]:
     """Trains, or continues, and makes `path` appear whole. Returns what its meta.json holds, `named` included."""
-    teachers: dict[str, Any] = {}
     for term in objective.terms:
         if term.teacher is not None:
             check_vocabularies(term.loss.name, term.teacher, student)
-            teachers[term.teacher.digest] = term.teacher
     part = checkpoint.part(path)
     part.mkdir(parents=True, exist_ok=True)
     with quiet():
@@ -53,10 +55,17 @@ def work(
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or hparams.max_length
         most = min(hparams.max_length, context)
         streams = _streams(student, rows, objective, ends, most)
+        held_out = []
+        if eval_rows is not None:
+            held_out = [_encoded(student, eval_rows, stream.terms, Text(), ends, most) for stream in streams]
         first = streams[0].examples  # whose rows and epochs count
         steps, seen = hparams.steps(len(first)), hparams.rows_seen(len(first))
+        signals = _signals(objective)
+        if at_start(objective) and hparams.lora is None:
+            signals["reference", None] = Live(copy.deepcopy(model).requires_grad_(False))
         if hparams.lora is not None:
             model = _with_lora(model, hparams)
+        modules = _modules(model, objective, hparams.seed)
         log, before = part / "log.jsonl", checkpoint.newest(part)
         spent = _rewind(log, before)
         with run.bar(f"train {named['name']}", steps) as bar:
@@ -66,13 +75,16 @@ def work(
                 _arguments(hparams, part, steps, eval_rows is not None),
                 Schedule([stream.examples for stream in streams], seen, steps, hparams.global_batch, hparams.seed),
                 streams,
-                pad=student.tokenizer.pad_token_id or 0,
+                layout=Layout(student.tokenizer.pad_token_id or 0, most if hparams.packing else None),
                 ends=ends,
                 max_length=most,
-                teachers={digest: Live(teacher) for digest, teacher in teachers.items()},
-                held_out=None if eval_rows is None else encode(eval_rows, student.tokenizer, most, ends),
+                signals=signals,
+                modules=modules,
+                held_out=held_out,
                 callbacks=[watch],
             )
+            if at_start(objective) and hparams.lora is not None:
+                signals["reference", None] = Start(lambda: trainer.model_wrapped, model)
             trainer.train(resume_from_checkpoint=str(before) if before else None)
         meta = named | {
             "student": student.name,
@@ -96,26 +108,70 @@ def work(
     return meta
 
 
+def _signals(objective: Objective) -> dict[tuple[str, str | None], Any]:
+    """The frozen models that the terms name, each in memory once for each part that it plays."""
+    models, needs = {}, collections.defaultdict(set)
+    for term in objective.terms:
+        for who in ("teacher", "reference"):
+            if (model := getattr(term, who)) is not None:
+                models[who, model.digest] = model
+                needs[who, model.digest] |= {n.partition(".")[2] for n in term.loss.needs if n.startswith(f"{who}.")}
+    return {key: Live(model.weights(), needs[key]) for key, model in models.items()}
+
+
+def at_start(objective: Objective) -> bool:
+    """Whether a term compares the student with what it was before the first step."""
+    return any(t.reference is None and any(n.startswith("reference.") for n in t.loss.needs) for t in objective.terms)
+
+
+def _modules(model: Any, objective: Objective, seed: int) -> dict[Objective, torch.nn.Module]:
+    """Builds the losses' own weights and makes them part of the student while it trains."""
+    made = {}
+    for term in objective.terms:
+        if term.loss.modules is not None:
+            torch.manual_seed(seed)
+            made[term] = term.loss.modules(
+                model.config, None if term.teacher is None else term.teacher.weights().config
+            )
+    if made:
+        model.limbeck = torch.nn.ModuleList(made.values())
+    return made
+
+
 def _streams(student: "HF", rows: Table, objective: Objective, ends: set[int], most: int) -> list[Stream]:
-    """Encodes each table once, and puts the terms with the same rows and text together."""
+    """Puts the terms with the same rows, text and form of a row together, and encodes their rows."""
     groups: dict[tuple, list[Objective]] = {}
     tables = {rows.digest: rows}
     for term in objective.terms:
         own = rows if term.rows is None else term.rows
         tables[own.digest] = own
-        groups.setdefault((own.digest, term.text), []).append(term)
-    encoded: dict[tuple, Examples] = {}
-    for table, text in groups:
-        at = (table, text.data > 0)
-        if at not in encoded:
-            encoded[at] = encode(tables[table], student.tokenizer, most, ends, answers=text.data > 0)
-            if not len(encoded[at]):
-                reasons = collections.Counter(why.reason for _, why in encoded[at].rejects).most_common(3)
-                why = "; ".join(f"{n} × {reason}" for reason, n in reasons) or "there are none"
-                raise LimbeckError(
-                    f"train wants rows to learn from, and none is left: {why}; look at the rows, or raise max_length."
-                )
-    return [Stream(encoded[table, text.data > 0], text, tuple(terms)) for (table, text), terms in groups.items()]
+        groups.setdefault((own.digest, term.text, term.loss.form, term.teacher_prompt), []).append(term)
+    return [
+        Stream(_encoded(student, tables[table], terms, text, ends, most), text, tuple(terms))
+        for (table, text, *_), terms in groups.items()
+    ]
+
+
+def _encoded(
+    student: "HF", table: Table, terms: Sequence[Objective], text: Text, ends: set[int], most: int
+) -> Examples:
+    examples = encode(
+        table,
+        student.tokenizer,
+        most,
+        ends,
+        answers=text.data > 0,
+        form=terms[0].loss.form,
+        columns=sorted({name for term in terms for name in term.loss.columns}),
+        teacher_prompt=terms[0].teacher_prompt,
+    )
+    if not len(examples):
+        reasons = collections.Counter(why.reason for _, why in examples.rejects).most_common(3)
+        why = "; ".join(f"{n} × {reason}" for reason, n in reasons) or "there are none"
+        raise LimbeckError(
+            f"train wants rows to learn from, and none is left: {why}; look at the rows, or raise max_length."
+        )
+    return examples
 
 
 def end_ids(tokenizer: Any, model: Any) -> set[int]:
@@ -171,6 +227,8 @@ def _rewind(log: Path, to: Path | None) -> float:
 def _finish(model: Any, tokenizer: Any, streams: list[Stream], part: Path, path: Path, meta: dict[str, Any]) -> None:
     """Saves what others load (transformers, vLLM), beside the curve and the rejects, and gives it its name."""
     final = part / "final"
+    if hasattr(model, "limbeck"):
+        del model.limbeck  # the losses' own weights are none of the student's
     shutil.rmtree(final, ignore_errors=True)
     if meta["hparams"]["lora"] is not None:
         model.save_pretrained(final / "adapter")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from limbeck.errors import LimbeckError
-from limbeck.train.collate import collate
+from limbeck.train.collate import Layout
 from limbeck.train.encode import encode
 
 from .conftest import TEMPLATE, WORDS, word_tokenizer
@@ -25,8 +25,13 @@ def learned(tokenizer, row, max_length=64, **more):
     """The whole text and the learned part, as the tokens they became."""
     made = encode([row], tokenizer, max_length, **more)
     assert not made.rejects, made.rejects
-    tokens = tokenizer.convert_ids_to_tokens(made[0].ids.tolist())
-    return " ".join(tokens), " ".join(t for t, on in zip(tokens, made[0].learn.tolist(), strict=True) if on)
+    (one,) = made[0].sequences
+    return said(tokenizer, one)
+
+
+def said(tokenizer, one):
+    tokens = tokenizer.convert_ids_to_tokens(one.ids.tolist())
+    return " ".join(tokens), " ".join(t for t, on in zip(tokens, one.learn.tolist(), strict=True) if on)
 
 
 def test_the_answer_and_its_end_token_are_learned():
@@ -35,32 +40,30 @@ def test_the_answer_and_its_end_token_are_learned():
 
 
 def test_labels_are_the_next_token():
-    """One position off, and a model learns to repeat its input: label t is token t+1."""
+    """One position off, and a model learns to repeat its input: what is read at t is answered by token t+1."""
     tokenizer = word_tokenizer()
-    made = encode([{"prompt": "w1 w2", "response": "w3 w4"}], tokenizer, 64)
-    batch = collate([made[0]], pad=0)
-    read = tokenizer.convert_ids_to_tokens(batch.input_ids_bt[0].tolist())
-    said = [None if i == -100 else tokenizer.convert_ids_to_tokens(int(i)) for i in batch.labels_bt[0]]
-    assert dict(zip(read, said, strict=True)) == {
-        "<bos>": None, "<user>": None, "w1": None, "w2": None, "<bot>": "w3", "w3": "w4", "w4": "<end>",
-    }  # fmt: skip
+    batch = Layout()([encode([{"prompt": "w1 w2", "response": "w3 w4"}], tokenizer, 64)[0]])
+    read = tokenizer.convert_ids_to_tokens(batch.inputs["input_ids"].flatten()[batch.at_n].tolist())
+    assert list(zip(read, tokenizer.convert_ids_to_tokens(batch.labels_n.tolist()), strict=True)) == [
+        ("<bot>", "w3"), ("w3", "w4"), ("w4", "<end>"),
+    ]  # fmt: skip
 
 
 def test_pad_equal_to_eos_keeps_the_end_label():
     tokenizer = word_tokenizer(pad_token="<end>")
     made = encode([{"prompt": "w1", "response": "w3"}, {"prompt": "w1 w2 w3 w4", "response": "w5 w6"}], tokenizer, 64)
-    batch = collate([made[0], made[1]], tokenizer.pad_token_id)
-    assert batch.labels_bt[0].tolist().count(tokenizer.eos_token_id) == 1
-    assert batch.mask_bt.sum(1).tolist() == [2, 3]
+    batch = Layout(tokenizer.pad_token_id)([made[0], made[1]])
+    ends = batch.labels_n == tokenizer.eos_token_id
+    assert batch.sequence_n[ends].tolist() == [0, 1] and batch.lengths_s.tolist() == [2, 3]
 
 
 def test_padding_is_on_the_right_whatever_the_tokenizer_says():
     tokenizer = word_tokenizer(padding_side="left")
     made = encode([{"prompt": "w1", "response": "w3"}, {"prompt": "w1 w2 w3 w4", "response": "w5 w6"}], tokenizer, 64)
-    batch = collate([made[0], made[1]], tokenizer.pad_token_id)
-    assert batch.input_ids_bt[0, 0] == tokenizer.bos_token_id
-    assert batch.attention_mask_bt.tolist() == [[1] * 5 + [0] * 4, [1] * 9]
-    assert (batch.input_ids_bt[0, 5:] == tokenizer.pad_token_id).all()
+    inputs = Layout(tokenizer.pad_token_id)([made[0], made[1]]).inputs
+    assert inputs["input_ids"][0, 0] == tokenizer.bos_token_id
+    assert inputs["attention_mask"].tolist() == [[1] * 5 + [0] * 4, [1] * 9]
+    assert (inputs["input_ids"][0, 5:] == tokenizer.pad_token_id).all()
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, TEMPLATE.replace("{{ bos_token }}", "")])
@@ -130,8 +133,8 @@ def test_a_token_across_the_border_of_the_answer_is_split_as_generation_would():
     )
     made = encode([{"prompt": "a", "response": "\nb"}], tokenizer, 64)
     assert tokenizer("a\n\nb").input_ids == [0, 3, 1]
-    assert made[0].ids.tolist() == [0, 2, 2, 1, 4]
-    assert made[0].learn.tolist() == [False, False, True, True, True]
+    assert made[0].sequences[0].ids.tolist() == [0, 2, 2, 1, 4]
+    assert made[0].sequences[0].learn.tolist() == [False, False, True, True, True]
 
 
 def test_prompts_alone():
@@ -141,7 +144,7 @@ def test_prompts_alone():
         {"messages": [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]},
     ]
     made = encode(rows, tokenizer, 64, answers=False)
-    for one in made:
+    for (one,) in (row.sequences for row in made):
         assert tokenizer.convert_ids_to_tokens(one.ids.tolist()) == ["<bos>", "<user>", "w1", "w2", "<bot>"]
         assert one.prompt == 5 and not one.learn.any()
 
@@ -150,8 +153,8 @@ def test_max_length_cuts_on_the_right_and_says_so():
     tokenizer = word_tokenizer()
     long = {"prompt": "w1 w2", "response": "w3 w4 w5 w6"}
     made = encode([long, {"prompt": "w1", "response": "w2"}], tokenizer, 7)
-    assert tokenizer.convert_ids_to_tokens(made[0].ids.tolist())[-2:] == ["w3", "w4"]
-    assert made[0].learn.tolist() == [False] * 5 + [True] * 2
+    assert tokenizer.convert_ids_to_tokens(made[0].sequences[0].ids.tolist())[-2:] == ["w3", "w4"]
+    assert made[0].sequences[0].learn.tolist() == [False] * 5 + [True] * 2
     assert (len(made), made.cut, made.rejects) == (2, 1, [])
 
 
@@ -186,7 +189,7 @@ def test_what_the_template_refuses_is_rejected_with_its_words():
 def test_a_conversation_cut_before_its_last_answer_has_no_prompt_to_answer_anew():
     turns = [("user", "w1"), ("assistant", "w2"), ("user", "w3 w3 w3 w3"), ("assistant", "w4")]
     made = encode([{"messages": [{"role": r, "content": c} for r, c in turns]}], word_tokenizer(), 10)
-    assert made[0].prompt == 0 and made[0].learn.any()
+    assert made[0].sequences[0].prompt == 0 and made[0].sequences[0].learn.any()
 
 
 def test_a_conversation_without_a_template_is_an_error():
@@ -198,5 +201,58 @@ def test_a_conversation_without_a_template_is_an_error():
 def test_rows_are_kept_apart_over_many_chunks():
     rows = [{"prompt": "w1", "response": " ".join(["w2"] * (1 + i % 5))} for i in range(1100)]
     made = encode(rows, word_tokenizer(), 64)
-    assert [int(one.learn.sum()) for one in made] == [2 + i % 5 for i in range(1100)]
-    assert isinstance(made[0].ids, torch.Tensor) and made[0].ids.dtype == torch.int32
+    assert [int(row.sequences[0].learn.sum()) for row in made] == [2 + i % 5 for i in range(1100)]
+    assert made[0].sequences[0].ids.dtype == torch.int32
+
+
+def test_a_pair_and_a_list_are_sequences_of_one_row():
+    tokenizer = word_tokenizer()
+    pair = encode([{"prompt": "w1", "chosen": "w2", "rejected": "w3 w4"}], tokenizer, 64, form="pair")
+    assert [said(tokenizer, one) for one in pair[0].sequences] == [
+        ("<bos> <user> w1 <bot> w2 <end>", "w2 <end>"),
+        ("<bos> <user> w1 <bot> w3 w4 <end>", "w3 w4 <end>"),
+    ]
+    rows = [{"prompt": "w1", "responses": ["w2", "w3", "w4"], "scores": [1, 3, 2.5]}]
+    listed = encode(rows, tokenizer, 64, form="list", columns=["scores"])[0]
+    assert [said(tokenizer, one)[1] for one in listed.sequences] == ["w2 <end>", "w3 <end>", "w4 <end>"]
+    assert listed.columns == {"scores": [1.0, 3.0, 2.5]}
+
+
+def test_a_pair_of_conversations_shares_what_stands_before():
+    tokenizer = word_tokenizer()
+    before = [{"role": "user", "content": "w1"}]
+    answers = [[{"role": "assistant", "content": c}] for c in ("w2", "w3")]
+    whole = {"chosen": before + answers[0], "rejected": before + answers[1]}
+    rows = [{"messages": before, "chosen": answers[0], "rejected": "w3"}, {"prompt": "w1", **whole}]
+    made = encode(rows, tokenizer, 64, form="pair")
+    assert [[said(tokenizer, one)[1] for one in row.sequences] for row in made] == [["w2 <end>", "w3 <end>"]] * 2
+    assert made[0].sequences[0].ids.tolist() == made[1].sequences[0].ids.tolist()
+
+
+def test_a_row_that_loses_one_of_its_answers_is_rejected_whole():
+    tokenizer = word_tokenizer()
+    rows = [
+        {"prompt": "w1", "responses": ["w2", ""], "scores": [1, 2]},
+        {"prompt": "w1", "responses": [], "scores": []},
+        {"prompt": "w1", "responses": ["w2", "w3"], "scores": [1]},
+        {"prompt": "w1", "responses": ["w2", "w3"], "scores": [1, 2]},
+    ]
+    made = encode(rows, tokenizer, 64, form="list", columns=["scores"])
+    assert [(i, why.reason) for i, why in made.rejects] == [
+        (0, "the response is no text, or empty"),
+        (1, "responses is empty, or no list"),
+        (2, "scores is no number for each answer"),
+    ]
+    assert len(made) == 1 and [len(one.ids) for one in made[0].sequences] == [6, 6]
+
+
+def test_the_teacher_reads_its_own_prompt():
+    tokenizer = word_tokenizer()
+    rows = [{"prompt": "w1", "hinted": "w9 w1", "response": "w2"}, {"prompt": "w1", "hinted": "w1", "response": "w3"}]
+    made = encode(rows, tokenizer, 64, teacher_prompt="hinted")
+    assert [tokenizer.decode(row.teacher_prompt.tolist()) for row in made] == [
+        "<bos> <user> w9 w1 <bot>",
+        "<bos> <user> w1 <bot>",
+    ]
+    assert said(tokenizer, made[0].sequences[0])[0] == "<bos> <user> w1 <bot> w2 <end>"
+    assert encode([{"prompt": "w1", "response": "w2"}], tokenizer, 64, teacher_prompt="hinted").rejects

@@ -7,26 +7,26 @@ from limbeck.errors import LimbeckError
 from limbeck.losses import Batch, Outputs, forward_kl
 from limbeck.models.hf import HF
 from limbeck.train import Objective, train
-from limbeck.train.collate import collate
+from limbeck.train.collate import Layout
 from limbeck.train.encode import encode
-from limbeck.train.signal import Live, align, check_vocabularies, token_bytes
+from limbeck.train.signal import Live, aligned, check_vocabularies, token_bytes
 
 from .conftest import WORDS, checkpoint, lessons, word_tokenizer
 
 
 def batch_for(model, n=4):
     made = encode(lessons(n), model.tokenizer, 64)
-    return collate([made[i] for i in range(n)], pad=0)
+    return Layout()([made[i] for i in range(n)])
 
 
 def test_a_live_teacher_has_no_gradient_and_stays_in_evaluation_mode(tmp_path):
     """Dropout makes the difference seen: a teacher in training mode would answer twice differently."""
     teacher = HF(checkpoint(tmp_path / "t", seed=3, dropout=0.5), device="cpu")
-    live = Live(teacher)
+    live = Live(teacher.weights())
     batch = batch_for(teacher)
-    first = live(batch).logits_btv
+    first = live(batch).logits_nv
     live.weights.train()
-    assert torch.equal(live(batch).logits_btv, first) and not first.requires_grad
+    assert torch.equal(live(batch).logits_nv, first) and not first.requires_grad
     assert not live.weights.training
 
 
@@ -40,10 +40,11 @@ def test_training_leaves_the_teacher_in_evaluation_mode_and_unchanged(run, rows,
 
 
 def test_widths_that_differ_are_cut_to_the_smaller():
-    batch = Batch(student=Outputs(torch.zeros(1, 2, 7)))
-    both = align(batch, Outputs(torch.ones(1, 2, 5)))
-    assert both.student.logits_btv.shape == both.teacher.logits_btv.shape == (1, 2, 5)
-    assert batch.student.logits_btv.shape == (1, 2, 7)  # other terms still see all of it
+    labels_n = torch.zeros(2, dtype=torch.long)
+    given = Outputs(torch.zeros(2, 7), None, labels_n)
+    student, teacher = aligned(given, Outputs(torch.ones(2, 5), None, labels_n))
+    assert student.logits_nv.shape == teacher.logits_nv.shape == (2, 5)
+    assert given.logits_nv.shape == (2, 7)  # other terms still see all of it
 
 
 def test_a_padded_vocabulary_trains_as_the_exact_one(run, rows, student, tmp_path):

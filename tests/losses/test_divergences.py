@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.losses.divergence import DIVERGENCES, divergence
+from limbeck.losses.divergences import DIVERGENCES, divergence
 
 A = ((0.5, 0.3, 0.2), (0.4, 0.4, 0.2))
 B = ((0.4, 0.3, 0.15, 0.1, 0.05), (0.3, 0.2, 0.1, 0.2, 0.2))

@@ -1,0 +1,167 @@
+"""What a student may learn at each position, and how it learns it from a few rows of logits.
+
+What only knows some tokens (a label, a teacher's top k) sees a vocabulary of k+1 letters: these tokens and the rest,
+whose logit is the logsumexp of all others. So every divergence works with every target.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .divergences import diverge, rule, without_last
+
+if TYPE_CHECKING:
+    from .heads import Head
+
+NEVER = -1e30  # the logit of what cannot be said; unlike −∞, it can be subtracted from itself
+
+
+@dataclasses.dataclass(slots=True)
+class Tokens:
+    """One token at each position: labels_n (N,). The forward KL to it is cross-entropy. A negative one asks nothing."""
+
+    labels_n: Tensor
+
+
+@dataclasses.dataclass(slots=True)
+class Dense:
+    """A teacher's whole distribution: its logits (N, V), or what its head reads and the head. Gets no gradient.
+
+    If the teacher's vocabulary and the student's differ in size, both are cut to the smaller before the softmax: the
+    caller knows that the tokenizers agree there.
+    """
+
+    hidden_nd: Tensor
+    head: "Head | None" = None
+
+
+@dataclasses.dataclass(slots=True)
+class TopK:
+    """Some tokens' log-probabilities at each position: ids_nk, logp_nk (N, K); a negative id is no entry.
+
+    `logp_nk` are taken at the term's temperature. The rest of the vocabulary is one letter ("bucket": a lower bound of
+    the exact divergence), ruled out for both ("renormalise"), or left out of the sum ("missing": not a divergence).
+    """
+
+    ids_nk: Tensor
+    logp_nk: Tensor
+    tail: str = "bucket"
+
+    def __post_init__(self) -> None:
+        if self.tail not in ("bucket", "renormalise", "missing"):
+            raise ValueError(f"top-k targets have no tail '{self.tail}'; they have bucket, renormalise, missing.")
+
+
+@dataclasses.dataclass(slots=True)
+class Term:
+    """A divergence from a target to the student, to be summed over positions: scale · Σ weight_n · D.
+
+    `kind` and `args`: see `divergences.rule`. weight_n (N,): what has weight 0 may be infinite or NaN. without_n (N,):
+    a token that is taken out of both distributions at each position (out of top-k targets where they list it).
+    Neither weights nor scale get a gradient.
+    """
+
+    target: Tokens | Dense | TopK
+    kind: str | Callable[..., Tensor] = "forward-kl"
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    temperature: float = 1.0
+    weight_n: Tensor | None = None
+    scale: float | Tensor = 1.0
+    without_n: Tensor | None = None
+
+    @property
+    def positions(self) -> int:
+        """How many it is about, N."""
+        match self.target:
+            case Tokens(about_n) | Dense(about_n) | TopK(about_n):
+                return len(about_n)
+
+
+class Lesson:
+    """One term, ready for tiles: a few positions with the student's logits and those of a dense target, in `dtype`."""
+
+    def __init__(self, term: Term, columns: int, dtype: torch.dtype) -> None:
+        self.term, self.columns, self.dtype = term, columns, dtype
+        self.rule = rule(term.kind, term.args)
+        self.letters = None if isinstance(term.target, Dense) else Letters(term.target, term.without_n, columns, dtype)
+        if self.letters and self.letters.tail == "missing":
+            self.rule = dataclasses.replace(self.rule, fn=without_last(self.rule.fn))
+
+    def learn(
+        self,
+        logits_nv: Tensor,
+        teacher_nv: Tensor | None,
+        at: slice,
+        weight_n1: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The divergence at the positions `at` (N,), and weight_n1 times its gradient with respect to their logits.
+
+        The gradient may be written to `out`, which may be the logits; without weights there is none.
+        """
+        logits_nv = self.of_softmax(logits_nv[:, : self.columns], at)
+        weight_n1 = None if weight_n1 is None else weight_n1 / self.term.temperature
+        if teacher_nv is None:
+            values_n, slope_nv = self.learn_letters(logits_nv, at, weight_n1)
+        else:
+            log_p_nv = self.of_softmax(teacher_nv.to(self.dtype), at).log_softmax(-1)
+            values_n, slope_nv = diverge(logits_nv, log_p_nv, self.rule, weight_n1, out)
+        if slope_nv is not None and self.term.weight_n is not None:
+            slope_nv.masked_fill_(weight_n1 == 0, 0)
+        return values_n, slope_nv
+
+    def of_softmax(self, logits_nv: Tensor, at: slice) -> Tensor:
+        """What the softmax takes: at the term's temperature, without the token that is left out."""
+        if self.term.temperature != 1:
+            logits_nv = logits_nv / self.term.temperature
+        if self.term.without_n is not None:
+            logits_nv = logits_nv.scatter(-1, self.term.without_n[at, None], NEVER)
+        return logits_nv
+
+    def learn_letters(self, logits_nv: Tensor, at: slice, weight_n1: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A divergence over the letters; what it wants of the rest's logit is shared out as the softmax does it."""
+        letters = self.letters
+        ids_nk, none_nk = letters.ids_nk[at], letters.none_nk[at]
+        logits_nl = logits_nv.gather(-1, ids_nk).masked_fill_(none_nk, NEVER)
+        if letters.tail != "renormalise":
+            rest_nv = logits_nv.scatter(-1, ids_nk, NEVER)
+            top_n1 = rest_nv.amax(-1, keepdim=True)
+            mass_n1 = rest_nv.sub_(top_n1).exp_().sum(-1, keepdim=True)
+            logits_nl = torch.cat([logits_nl, top_n1 + mass_n1.log()], -1)
+        values_n, slope_nl = diverge(logits_nl, letters.log_p_nl[at], self.rule, weight_n1)
+        if slope_nl is None:
+            return values_n, None
+        slope_nk = slope_nl[:, : ids_nk.shape[1]]
+        slope_nk = torch.where(none_nk, slope_nk.gather(-1, letters.first_n1[at]), slope_nk)
+        if letters.tail == "renormalise":
+            slope_nv = torch.zeros_like(logits_nv)
+        else:
+            slope_nv = rest_nv.mul_(slope_nl[:, -1:] / mass_n1)
+        return values_n, slope_nv.scatter_(-1, ids_nk, slope_nk)
+
+
+class Letters:
+    """A target that knows K tokens at each position, as a distribution over them and, unless renormalised, the rest."""
+
+    def __init__(self, target: Tokens | TopK, without_n: Tensor | None, columns: int, dtype: torch.dtype) -> None:
+        if isinstance(target, Tokens):
+            target = TopK(target.labels_n[:, None], target.labels_n.new_zeros(len(target.labels_n), 1, dtype=dtype))
+        self.tail = target.tail
+        self.none_nk = target.ids_nk < 0
+        log_p_nk = target.logp_nk.detach().to(dtype).clamp_min(NEVER).masked_fill(self.none_nk, NEVER)
+        if without_n is not None:
+            out_nk = target.ids_nk == without_n[:, None]
+            kept_n1 = 1 - (log_p_nk.exp() * out_nk).sum(-1, keepdim=True)
+            log_p_nk = (log_p_nk - kept_n1.clamp_min(1e-9).log()).masked_fill(out_nk, NEVER)
+        # What is no entry repeats one that is, so that it can be read and written like all others.
+        self.first_n1 = self.none_nk.int().argmin(-1, keepdim=True)
+        self.ids_nk = target.ids_nk.where(~self.none_nk, target.ids_nk.gather(-1, self.first_n1).clamp_min(0))
+        if self.tail == "renormalise":
+            self.log_p_nl = log_p_nk.log_softmax(-1)
+            return
+        nothing_n1 = self.none_nk.all(-1, keepdim=True) | (log_p_nk.shape[-1] >= columns)
+        rest_n1 = (1 - log_p_nk.exp().sum(-1, keepdim=True)).masked_fill(nothing_n1, 0)
+        self.log_p_nl = torch.cat([log_p_nk, torch.where(rest_n1 > 0, rest_n1.log(), NEVER)], -1)
