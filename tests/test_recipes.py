@@ -18,6 +18,7 @@ from limbeck.models.fake import Fake
 from limbeck.recipe import registered
 
 RECIPES = registered()
+BUYING = [name for name in RECIPES if name != "on-policy-kd"]  # the teacher is asked in training alone
 VERBS = (
     "write",
     "explain",
@@ -71,6 +72,11 @@ def answer(asked: str, chance: random.Random) -> str:
         return chance.choice(["different", "different", "equal"])
     if "hash signs" in asked and (sum_ := re.search(r"(\d+) plus (\d+)", asked)):
         return worked(int(sum_[1]), int(sum_[2]), chance, told="right answer is" in asked)
+    if "asked several assistants" in asked:
+        found = re.findall(r"^\[\d+\]$", asked, re.M)
+        return f"[1] is fine.\n{json.dumps({'scores': [chance.randrange(1, 6) for _ in found]})}"
+    if "How good is this reply?" in asked:
+        return f"It is an answer.\nScore: {chance.randrange(1, 11)}"
     if "Here is a task" in asked:
         return f"{asked.split(chr(10))[2]} Mention {chance.choice(NOUNS)} {chance.randrange(99)}."
     return chance.choice([f"Here you are: {task(chance)}", f"Of course: {task(chance)}", "Sorry, I cannot."])
@@ -101,6 +107,8 @@ ARGUMENTS = {
     "self-instruct": {"target": 20, "batch": 2},
     "alpaca": {"target": 50, "batch": 1},
     "evol-instruct": {"rounds": 2},
+    "context-distillation": {"context": "Answer as a pirate would."},
+    "spin": {"rounds": 2},
 }
 
 
@@ -108,9 +116,9 @@ def arguments(name: str, brain: Brain) -> dict:
     """What a recipe needs: 8 rows of its kind, the brain as every model, and small numbers."""
     given = dict(ARGUMENTS.get(name, {}))
     for parameter in inspect.signature(RECIPES[name].fn).parameters:
-        if parameter in ("teacher", "student"):
+        if parameter in ("teacher", "student", "weak"):
             given[parameter] = brain
-        elif parameter in ("prompts", "problems", "seeds"):
+        elif parameter in ("prompts", "problems", "seeds", "eval_rows"):
             given[parameter] = lb.Table.from_rows(TASKS if parameter == "seeds" else SUMS)
     return given
 
@@ -126,8 +134,9 @@ def taught(monkeypatch):
         seen.append({"student": student.name, "rows": rows, "objective": objective, **hparams})
         return Brain("trained " + fingerprint([student.digest, rows.digest, *terms, hparams]), student.till)
 
-    for module in ("limbeck.train", *(f"limbeck.recipes.{m}" for m in ("rationale", "selftaught", "objectives"))):
-        monkeypatch.setattr(sys.modules[module], "train", train)
+    for name, module in list(sys.modules.items()):
+        if name == "limbeck.train" or (name.startswith("limbeck.recipes.") and hasattr(module, "train")):
+            monkeypatch.setattr(module, "train", train)
     return seen
 
 
@@ -148,13 +157,13 @@ def bought(directory: Path) -> int:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_and_run_again_it_buys_nothing(name, tmp_path):
     first, calls = carried_out(name, tmp_path)
-    assert calls > 0
+    assert calls > 0 or name not in BUYING
     assert carried_out(name, tmp_path) == (first, 0)
     shutil.rmtree(tmp_path / "stages")
     assert carried_out(name, tmp_path) == (first, 0), "without its stages, from the ledger alone"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", BUYING)
 def test_a_recipe_killed_anywhere_ends_the_same_and_buys_nothing_twice(name, tmp_path):
     whole, calls = carried_out(name, tmp_path / "whole")
     for point in sorted({0, 1, calls // 3, 2 * calls // 3, calls - 1}):

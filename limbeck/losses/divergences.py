@@ -108,14 +108,15 @@ def by_autograd(between: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., tu
     return fn
 
 
-def without_last(fn: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The same divergence, with the last token's term left out of the sum."""
+def without_last(rule: Rule) -> Rule:
+    """The same divergence, with the last token left out of the sum."""
 
-    def known(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, x: Any, y: Any) -> tuple[Tensor, Tensor]:
-        term, slope = fn(lp[:, :-1], lq[:, :-1], p[:, :-1], q[:, :-1], x, y)
+    def fn(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, x: Any, y: Any) -> tuple[Tensor, Tensor]:
+        term, slope = rule.fn(lp[:, :-1], lq[:, :-1], p[:, :-1], q[:, :-1], x, y)
         return term, torch.nn.functional.pad(slope, (0, 1))
 
-    return known
+    x = rule.x
+    return Rule(fn, (lambda p, q: x(p[:, :-1], q[:, :-1])) if callable(x) else x, rule.y)
 
 
 def f_divergence(log_p: Tensor, log_q: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:

@@ -194,66 +194,38 @@ class Sweep:
 
     @torch.no_grad()
     def run(
-        self, tensors: Sequence[Tensor | None], needs: Sequence[bool] = (), weights_kn: Sequence[Tensor] | None = None
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        self, tensors: Sequence[Any], needs: Sequence[bool] = (), weights_kn: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Any]]:
         """The divergence D of each term at each position, and those gradients of `tensors` that are needed."""
         hidden_nd = tensors[0]
         with torch.autocast(hidden_nd.device.type, enabled=False):
             student = Logits(hidden_nd, self.head and self.head.of(*tensors[1:]), self.dtype)
-            lessons = self.lessons(student)
-            values_kn = [hidden_nd.new_empty(len(hidden_nd), dtype=self.wide) for _ in lessons]
+            lessons = self.lessons(student, weights_kn)
+            teachers = {id(lesson.teacher): lesson.teacher for lesson in lessons if lesson.teacher}.values()
             made = [
                 torch.zeros_like(tensor, dtype=tensor.dtype if tensor is hidden_nd else self.wide) if need else None
                 for tensor, need in zip(tensors, needs, strict=False)
             ]
+            # Alone, a term may write its gradient straight over the logits.
+            alone = len(lessons) == 1 and lessons[0].columns == student.columns and not student.bends
             for at in slices(len(hidden_nd), at_once(CHUNK, hidden_nd)):
                 logits_nv = student.chunk(at)
-                for teacher in {teacher for _, teacher in lessons if teacher}:
+                for teacher in teachers:
                     teacher.chunk(at)
                 into_nv = None if weights_kn is None else made[0][at] if self.head is None else logits_nv
-                for rows in slices(len(logits_nv), max(1, at_once(TILE, logits_nv) // student.columns)):
-                    self.tile(student, lessons, at, rows, values_kn, weights_kn, into_nv)
-                if weights_kn is not None and self.head is not None:
+                size = max(1, at_once(TILE, logits_nv) // student.columns)
+                for rows in slices(len(logits_nv), len(logits_nv) if alone and lessons[0].whole(logits_nv) else size):
+                    slope_nv = None
+                    for lesson in lessons:
+                        wanted_nv = lesson.learn(
+                            student.bent(rows), rows, at.start, into_nv[rows] if alone and into_nv is not None else None
+                        )
+                        slope_nv = wanted_nv if slope_nv is None else slope_nv.add_(wanted_nv)
+                    if into_nv is not None:
+                        student.unbend(slope_nv, rows, into_nv)
+                if into_nv is not None and self.head is not None:
                     student.back(at, logits_nv, made)
-        return values_kn, made
-
-    def lessons(self, student: "Logits") -> "list[tuple[Lesson, Logits | None]]":
-        """Each term with its teacher; terms that learn from one teacher share its logits."""
-        found, teachers = [], {}
-        for term in self.terms:
-            target, teacher, columns = term.target, None, student.columns
-            if isinstance(target, Dense):
-                hidden_nd, head = target.hidden_nd.detach(), target.head
-                columns = min(columns, len(head.weight_vd) if head else hidden_nd.shape[-1])
-                key = (columns, identity(hidden_nd), *(map(identity, head.tensors) if head else ()))
-                if key not in teachers:
-                    teachers[key] = Logits(hidden_nd, head, computed_in(hidden_nd, head), columns)
-                teacher = teachers[key]
-            found.append((Lesson(term, columns, self.wide), teacher))
-        return found
-
-    def tile(
-        self,
-        student: "Logits",
-        lessons: "list[tuple[Lesson, Logits | None]]",
-        at: slice,
-        rows: slice,
-        values_kn: list[Tensor],
-        weights_kn: Sequence[Tensor] | None,
-        into_nv: Tensor | None,
-    ) -> None:
-        """Learns all terms at some `rows` of a chunk: their values, and the gradient into `into_nv`."""
-        here = slice(at.start + rows.start, at.start + rows.stop)
-        logits_nv, slope_nv = student.bent(rows), None
-        for k, (lesson, teacher) in enumerate(lessons):
-            weight_n1 = None if weights_kn is None else weights_kn[k][here, None]
-            said_nv = teacher and teacher.bent(rows)
-            values_kn[k][here], wanted_nv = lesson.learn(logits_nv, said_nv, here, weight_n1)
-            if wanted_nv is not None:
-                wanted_nv = torch.nn.functional.pad(wanted_nv, (0, student.columns - wanted_nv.shape[1]))
-                slope_nv = wanted_nv if slope_nv is None else slope_nv.add_(wanted_nv)
-        if slope_nv is not None:
-            into_nv[rows] = student.unbent(slope_nv, logits_nv)
+        return [lesson.values_n for lesson in lessons], made
 
 
 class Logits:

@@ -5,7 +5,9 @@ whose logit is the logsumexp of all others. So every divergence works with every
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,14 +83,20 @@ class Term:
 
 
 class Lesson:
-    """One term, ready for tiles: a few positions with the student's logits and those of a dense target, in `dtype`."""
+    """One term, ready for tiles: a few positions with the student's logits and those of a dense target."""
 
     def __init__(self, term: Term, columns: int, dtype: torch.dtype) -> None:
         self.term, self.columns, self.dtype = term, columns, dtype
         self.rule = rule(term.kind, term.args)
         self.letters = None if isinstance(term.target, Dense) else Letters(term.target, term.without_n, columns, dtype)
         if self.letters and self.letters.tail == "missing":
-            self.rule = dataclasses.replace(self.rule, fn=without_last(self.rule.fn))
+            self.rule = without_last(self.rule)
+
+    def whole(self, logits_nv: Tensor) -> bool:
+        """Whether this may take a whole chunk as one tile, because it makes nothing of the chunk's size."""
+        kernels = kernels_for(logits_nv)
+        makes = callable(self.rule.x) or self.term.without_n is not None
+        return kernels is not None and not makes and (self.letters is not None or kernels.can(self.rule))
 
     def learn(
         self,
@@ -96,51 +104,90 @@ class Lesson:
         teacher_nv: Tensor | None,
         at: slice,
         weight_n1: Tensor | None = None,
-        out: Tensor | None = None,
+        out_nv: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The divergence at the positions `at` (N,), and weight_n1 times its gradient with respect to their logits.
 
-        The gradient may be written to `out`, which may be the logits; without weights there is none.
+        Without weights there is no gradient. It may come in `out_nv`, if given; if that is the logits, they are gone.
         """
-        logits_nv = self.of_softmax(logits_nv[:, : self.columns], at)
+        logits_nv = logits_nv[:, : self.columns]
         weight_n1 = None if weight_n1 is None else weight_n1 / self.term.temperature
-        if teacher_nv is None:
-            values_n, slope_nv = self.learn_letters(logits_nv, at, weight_n1)
+        kernels = kernels_for(logits_nv)
+        if self.letters:
+            values_n, slope_nv = self.learn_letters(self.letters, kernels, logits_nv, at, weight_n1, out_nv)
+        elif kernels and kernels.can(self.rule):
+            logits_nv, teacher_nv, slope_nv = self.left(logits_nv, at), self.left(teacher_nv, at), out_nv
+            if weight_n1 is not None and out_nv is None:
+                slope_nv = torch.empty_like(logits_nv, dtype=self.dtype)
+            values_n = kernels.diverge(logits_nv, teacher_nv, self.rule, self.term.temperature, weight_n1, slope_nv)
         else:
-            log_p_nv = self.of_softmax(teacher_nv.to(self.dtype), at).log_softmax(-1)
-            values_n, slope_nv = diverge(logits_nv, log_p_nv, self.rule, weight_n1, out)
+            log_p_nv = self.left(self.softened(teacher_nv), at).log_softmax(-1)
+            logits_nv = self.left(self.softened(logits_nv), at)
+            out_nv = out_nv if out_nv is not None and out_nv.dtype == self.dtype else None
+            values_n, slope_nv = diverge(logits_nv, log_p_nv, self.rule, weight_n1, out_nv)
         if slope_nv is not None and self.term.weight_n is not None:
             slope_nv.masked_fill_(weight_n1 == 0, 0)
         return values_n, slope_nv
 
-    def of_softmax(self, logits_nv: Tensor, at: slice) -> Tensor:
-        """What the softmax takes: at the term's temperature, without the token that is left out."""
-        if self.term.temperature != 1:
-            logits_nv = logits_nv / self.term.temperature
-        if self.term.without_n is not None:
-            logits_nv = logits_nv.scatter(-1, self.term.without_n[at, None], NEVER)
-        return logits_nv
+    def softened(self, logits_nv: Tensor) -> Tensor:
+        """In the type of the softmax, over the temperature."""
+        logits_nv = logits_nv.to(self.dtype)
+        return logits_nv if self.term.temperature == 1 else logits_nv / self.term.temperature
 
-    def learn_letters(self, logits_nv: Tensor, at: slice, weight_n1: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def left(self, logits_nv: Tensor, at: slice) -> Tensor:
+        """Without the token that is taken out of the distribution."""
+        without_n = self.term.without_n
+        return logits_nv if without_n is None else logits_nv.scatter(-1, without_n[at, None], NEVER)
+
+    def learn_letters(
+        self,
+        letters: "Letters",
+        kernels: ModuleType | None,
+        logits_nv: Tensor,
+        at: slice,
+        weight_n1: Tensor | None,
+        out_nv: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
         """A divergence over the letters; what it wants of the rest's logit is shared out as the softmax does it."""
-        letters = self.letters
-        ids_nk, none_nk = letters.ids_nk[at], letters.none_nk[at]
-        logits_nl = logits_nv.gather(-1, ids_nk).masked_fill_(none_nk, NEVER)
+        ids_nk, none_nk, temperature = letters.ids_nk[at], letters.none_nk[at], self.term.temperature
+        given_nv, logits_nv = logits_nv, self.left(logits_nv if kernels else self.softened(logits_nv), at)
+        chosen_nk = logits_nv.gather(-1, ids_nk)
+        logits_nl = (self.softened(chosen_nk) if kernels else chosen_nk).masked_fill(none_nk, NEVER)
         if letters.tail != "renormalise":
-            rest_nv = logits_nv.scatter(-1, ids_nk, NEVER)
-            top_n1 = rest_nv.amax(-1, keepdim=True)
-            mass_n1 = rest_nv.sub_(top_n1).exp_().sum(-1, keepdim=True)
+            ours = not same_memory(logits_nv, given_nv) or same_memory(logits_nv, out_nv)
+            rest_nv = (logits_nv if ours else logits_nv.clone()).scatter_(-1, ids_nk, NEVER)
+            if kernels:
+                top_n1, mass_n1 = kernels.mass(rest_nv, temperature)
+            else:
+                top_n1 = rest_nv.amax(-1, keepdim=True)
+                mass_n1 = rest_nv.sub_(top_n1).exp_().sum(-1, keepdim=True)
             logits_nl = torch.cat([logits_nl, top_n1 + mass_n1.log()], -1)
         values_n, slope_nl = diverge(logits_nl, letters.log_p_nl[at], self.rule, weight_n1)
         if slope_nl is None:
             return values_n, None
-        slope_nk = slope_nl[:, : ids_nk.shape[1]]
-        slope_nk = torch.where(none_nk, slope_nk.gather(-1, letters.first_n1[at]), slope_nk)
         if letters.tail == "renormalise":
-            slope_nv = torch.zeros_like(logits_nv)
+            slope_nv = torch.zeros_like(logits_nv, dtype=self.dtype)
+        elif kernels:
+            slope_nv = torch.empty_like(rest_nv, dtype=self.dtype) if out_nv is None else out_nv
+            kernels.share(rest_nv, top_n1, slope_nl[:, -1:] / mass_n1, temperature, slope_nv)
         else:
             slope_nv = rest_nv.mul_(slope_nl[:, -1:] / mass_n1)
-        return values_n, slope_nv.scatter_(-1, ids_nk, slope_nk)
+        slope_nk = slope_nl[:, : ids_nk.shape[1]]
+        slope_nk = torch.where(none_nk, slope_nk.gather(-1, letters.first_n1[at]), slope_nk)
+        return values_n, slope_nv.scatter_(-1, ids_nk, slope_nk.to(slope_nv.dtype))
+
+
+def same_memory(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.data_ptr() == other.data_ptr()
+
+
+def kernels_for(logits_nv: Tensor) -> ModuleType | None:
+    """The Triton kernels, where these logits can go through them."""
+    if not logits_nv.is_cuda or logits_nv.dtype == torch.float64 or importlib.util.find_spec("triton") is None:
+        return None
+    from . import kernels
+
+    return kernels
 
 
 class Letters:

@@ -1,8 +1,16 @@
-"""The teacher's probabilities, and not only its words: who writes the text, and which divergence is made small."""
+"""The teacher's probabilities, and not only its words: which divergence is made small, and what the teacher reads."""
 
 from typing import Any
 
-from limbeck import Model, Objective, Table, Text, ask, jsd, recipe, train, variant
+from limbeck import Model, Objective, Table, Text, ask, diverges, fields, forward_kl, jsd, recipe, train, variant
+
+ANSWERED = "rows without a `response` are answered by the teacher first; the paper uses the data set's own outputs"
+TUNED = "the student starts as it is given; the paper starts from one that was fine-tuned on the task"
+
+
+def answered(rows: Table, teacher: Model, max_tokens: int) -> Table:
+    """The rows, with the teacher's answers where they bring none."""
+    return rows if "response" in rows.columns else ask(rows, teacher, "answer", max_tokens=max_tokens)
 
 
 @recipe(
@@ -11,10 +19,7 @@ from limbeck import Model, Objective, Table, Text, ask, jsd, recipe, train, vari
     title="Generalised knowledge distillation (on-policy)",
     elicits=("feature",),
     objective="divergence & similarity",
-    departs=(
-        "rows without a `response` are answered by the teacher first; the paper uses the data set's own outputs",
-        "the student starts as it is given; the paper starts from one that was fine-tuned on the task",
-    ),
+    departs=(ANSWERED, TUNED),
 )
 def gkd(
     prompts: Table,
@@ -34,8 +39,7 @@ def gkd(
     """
     text = Text(data=1 - on_policy, student=on_policy, temperature=temperature, max_tokens=max_tokens)
     objective = Objective(jsd(beta), text=text, teacher=teacher)
-    ready = on_policy == 1 or "response" in prompts.columns
-    rows = prompts if ready else ask(prompts, teacher, "answer", max_tokens=max_tokens)
+    rows = prompts if on_policy == 1 else answered(prompts, teacher, max_tokens)
     return train(student, rows, objective, **training)
 
 
@@ -48,3 +52,90 @@ supervised_kd = variant(
     on_policy=0.0,
     beta=0.0,
 )
+
+on_policy_kd = variant(
+    "on-policy-kd",
+    gkd,
+    paper="2306.13649",
+    title="On-policy distillation: forward KL on the student's own text",
+    on_policy=1.0,
+    beta=0.0,
+)
+
+
+@recipe(
+    "akl",
+    paper="2404.02657",
+    title="Adaptive Kullback-Leibler divergence",
+    elicits=("feature",),
+    objective="divergence & similarity",
+    departs=(ANSWERED, TUNED, "no loss on the gold label beside the teacher's"),
+)
+def akl(
+    prompts: Table, student: Model, teacher: Model, *, mu: float = 0.5, max_tokens: int = 256, **training: Any
+) -> Model:
+    """Mixes forward and reverse KL at each token by where the student is off: on the teacher's head, or on its tail.
+
+    The head are the teacher's likeliest tokens that together have probability `mu`.
+    """
+    objective = Objective(diverges("adaptive-kl", mu=mu), teacher=teacher)
+    return train(student, answered(prompts, teacher, max_tokens), objective, **training)
+
+
+@recipe(
+    "abkd",
+    paper="2505.04560",
+    title="Distillation with the α-β divergence",
+    elicits=("feature",),
+    objective="divergence & similarity",
+    departs=(ANSWERED, TUNED, "on fixed text alone; the public code can let the student write, as DistiLLM does"),
+)
+def abkd(
+    prompts: Table,
+    student: Model,
+    teacher: Model,
+    *,
+    a: float = 0.2,
+    b: float = 0.7,
+    max_tokens: int = 256,
+    **training: Any,
+) -> Model:
+    """Draws the student to the teacher by the α-β divergence: (a, b) = (1, 0) is forward KL, (0, 1) is reverse KL.
+
+    A smaller `a` looks more at tokens where the student is most wrong, a larger `b` more at those it is sure of.
+    """
+    objective = Objective(diverges("alpha-beta", a=a, b=b), teacher=teacher)
+    return train(student, answered(prompts, teacher, max_tokens), objective, **training)
+
+
+@recipe(
+    "context-distillation",
+    paper="2112.00861",
+    title="Context distillation",
+    elicits=("self-knowledge", "feature"),
+    objective="divergence & similarity",
+    departs=(
+        "the text is the prompted model's answers to the prompts; the paper adds general text without a question",
+        "all probabilities of the teacher; the paper keeps the likeliest 50 and puts the rest together",
+        "the teacher reads the context in the user's turn, before the prompt",
+        "the whole answer is learned; Snell et al. (2209.15189) cut scratchpads out of it first",
+    ),
+)
+def context_distillation(
+    prompts: Table,
+    student: Model,
+    teacher: Model | None = None,
+    *,
+    context: str,
+    temperature: float | None = None,
+    max_tokens: int = 256,
+    **training: Any,
+) -> Model:
+    """Teaches the student to answer bare prompts as a model does that reads `context` before them.
+
+    That model is the student itself, if no other teacher is given.
+    """
+    teacher = teacher or student
+    rows = fields(prompts, prompted=lambda row: f"{context}\n\n{row['prompt']}")
+    rows = ask(rows, teacher, "{prompted}", into="response", temperature=temperature, max_tokens=max_tokens)
+    return train(student, rows, Objective(forward_kl(), teacher=teacher, teacher_prompt="prompted"), **training)

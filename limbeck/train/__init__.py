@@ -31,10 +31,11 @@ def train(
 ) -> base.Model:
     """Trains a copy of the student on rows with `prompt` and `response` (or `messages`), once: run again, it is reused.
 
-    `hparams` are named as in transformers.TrainingArguments (see Hparams), with `max_length` (tokens) and `lora`
-    ({"r": 8, "alpha": 16}). The model is kept in `models/` of the open run as transformers saves it (with LoRA: merged,
-    and the adapter beside it); a killed training continues from its newest whole checkpoint. `eval_rows` are looked at
-    every `eval_steps`, and change nothing. Raises LimbeckError, before anything is loaded, where the models, rows,
+    `hparams` are named as in transformers.TrainingArguments (see Hparams), with `max_length` (tokens), `lora`
+    ({"r": 8, "alpha": 16}) and `quantize` ("nf4", "int8"). The model is kept in `models/` of the open run as
+    transformers saves it (with LoRA: merged, and the adapter beside it); a killed training continues from its newest
+    whole checkpoint. `eval_rows` are looked at every `eval_steps`, and change nothing unless `early_stopping_patience`
+    or `load_best_model_at_end` say so. Raises LimbeckError, before anything is loaded, where the models, rows,
     objective or settings do not fit together.
     """
     run = current("train")
@@ -46,10 +47,12 @@ def train(
     if eval_rows is not None:
         for term in whole.terms:
             objectives.check_columns(eval_rows, dataclasses.replace(term, text=Text()))
+    elif settings.goes_by_evaluation:
+        raise LimbeckError("train goes by the loss on rows held out, as it was told, and has none; give eval_rows=….")
     if run.plan is not None:
         return run.plan.train(student, rows)
     run.trained_on = rows
-    key = hparams_module.key(student, rows, whole, settings)
+    key = hparams_module.key(student, rows, whole, settings, eval_rows)
     path = run.dir / "models" / key[:16]
     name = f"{student.name}+{whole.name}"
     if reused := (path / "meta.json").exists():

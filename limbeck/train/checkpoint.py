@@ -19,8 +19,8 @@ def part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def mark(checkpoint: Path) -> None:
-    """Makes a checkpoint count, durably, and removes those before it."""
+def mark(checkpoint: Path, keep: Path | None = None) -> None:
+    """Makes a checkpoint count, durably, and removes those before it, but for the one to `keep`."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
     for path in files:
         sync(path)
@@ -30,7 +30,7 @@ def mark(checkpoint: Path) -> None:
     name.rename(checkpoint / MARK)
     sync(checkpoint)
     for other in checkpoint.parent.glob("checkpoint-*"):
-        if other != checkpoint:
+        if other not in (checkpoint, keep):
             remove(other)
 
 

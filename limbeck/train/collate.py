@@ -22,8 +22,8 @@ class Layout:
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """G rows -> a Batch of their sequences. Position t of a sequence reads its token t and predicts token t+1."""
-        sequences = [example for row in rows for example in row.sequences]
-        batch = self.place(sequences)
+        rows = [row if row.teacher_prompt is None else answers(row) for row in rows]
+        batch = self.place([sequence for row in rows for sequence in row.sequences])
         batch["group_s"] = torch.tensor([g for g, row in enumerate(rows) for _ in row.sequences])
         batch["real_g"] = torch.tensor([all(bool(s.learn[1:].any()) for s in row.sequences) for row in rows])
         names = rows[0].columns if rows else ()
@@ -59,6 +59,16 @@ class Layout:
             labels_n=torch.cat(labels),
             sequence_n=torch.cat(owner),
         )
+
+
+def answers(row: Row) -> Row:
+    """The row with its last answers alone learned: earlier turns have no place behind the teacher's own prompt."""
+    sequences = []
+    for s in row.sequences:
+        learn = s.learn.clone()
+        learn[: s.prompt or len(learn)] = False
+        sequences.append(Example(s.ids, learn, s.prompt))
+    return dataclasses.replace(row, sequences=sequences)
 
 
 def teachers(row: Row, sequence: Example) -> Example:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..errors import LimbeckError
 from ..losses import Batch, Outputs
 from ..losses.heads import Head
 
@@ -19,13 +20,21 @@ LARGE = 100.0  # logits of the comparison: a soft cap shows only there
 
 
 class Reader:
-    """Reads batches with one model: Outputs at the learned positions, with layers and attention maps where wanted."""
+    """Reads batches with one model: Outputs at the learned positions, with layers and attention maps where wanted.
+
+    `auxiliary` is what a mixture of experts asked for in the latest batch beside any loss, where its config says so:
+    its balance (times the config's weight) summed over the learned positions, with a gradient; else 0.
+    """
 
     def __init__(self, model: Any, layers: bool = False, attentions: bool = False):
         self.model, self.layers, self.attentions = model, layers, attentions
         self.fused = understood(model)
+        self.packs = False  # once it is known that it can
+        self.auxiliary: Any = 0.0
 
     def __call__(self, batch: Batch) -> Outputs:
+        if "position_ids" in batch.inputs and not self.packs:
+            self._check_packing()
         with held_back(self.model) if self.fused else contextlib.nullcontext() as held:
             seen = self.model(
                 **batch.inputs,
@@ -36,6 +45,7 @@ class Reader:
             head = head_of(self.model) if self.fused else None
         last_btd = held[0] if held else seen.logits
         hidden_nd = last_btd.flatten(0, -2)[batch.at_n]
+        self.auxiliary = balance(self.model, seen) * len(batch.labels_n)
         return Outputs(
             hidden_nd,
             head,
@@ -43,6 +53,24 @@ class Reader:
             tuple(seen.hidden_states) if self.layers else (),
             tuple(seen.attentions) if self.attentions else (),
         )
+
+    def _check_packing(self) -> None:
+        if self.layers or self.attentions:
+            raise LimbeckError(
+                "a loss on layers or attention maps looks at whole sequences, one to a row; leave packing=False."
+            )
+        if not isolates(self.model):
+            raise LimbeckError(
+                f"train cannot pack with {self.model.config.model_type} models: position_ids alone do not keep their "
+                "sequences apart; leave packing=False."
+            )
+        self.packs = True
+
+
+def balance(model: Any, seen: Any) -> Any:
+    """What a mixture of experts computed to use its experts evenly, times its config's weight; 0 where it does not."""
+    found = getattr(seen, "aux_loss", None)
+    return 0.0 if found is None else getattr(model.config.get_text_config(), "router_aux_loss_coef", 0.0) * found
 
 
 @contextlib.contextmanager
@@ -68,10 +96,10 @@ def head_of(model: Any) -> Head | None:
     if hasattr(projection, "base_layer"):  # peft's LoRA around it
         adapters = getattr(projection, "active_adapters", [])
         plain = len(adapters) == 1 and adapters[0] in getattr(projection, "lora_A", {})
-        if not plain or projection.use_dora.get(adapters[0]) or projection.merged:
-            return None
+        if not plain or projection.merged or adapters[0] in projection.lora_variant:
+            return None  # DoRA and the like
         (name,) = adapters
-        if not isinstance(projection.lora_dropout[name], torch.nn.Identity):
+        if not isinstance(projection.lora_dropout[name], torch.nn.Identity) or projection.lora_B[name].bias is not None:
             return None
         if not projection.disable_adapters:
             matrices = (projection.lora_A[name].weight, projection.lora_B[name].weight)
@@ -87,13 +115,10 @@ def head_of(model: Any) -> Head | None:
 @torch.no_grad()
 def understood(model: Any) -> bool:
     """Whether `head_of` says what the model's own head does, at ordinary logits and at large ones. Warns if not."""
-    if model.get_output_embeddings() is None or head_of(model) is None:
-        return False  # a classifier, whose few logits are no burden, or an adapter that is no plain LoRA
+    if model.get_output_embeddings() is None:
+        return False  # a classifier, whose few logits are no burden
     try:
-        hidden, logits = _probe(model, 1.0)
-        same = _agree(model, hidden, logits)
-        peak = float(model.get_output_embeddings()(hidden).abs().max())
-        same = same and _agree(model, *_probe(model, LARGE / max(peak, 1e-6)))
+        same = head_of(model) is not None and _agree(model, 1.0) and _agree(model, LARGE)
     except (AttributeError, RuntimeError, TypeError, ValueError):
         same = False
     if not same:
@@ -104,30 +129,61 @@ def understood(model: Any) -> bool:
     return same
 
 
-def _probe(model: Any, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the head is given for a few tokens, times `factor`, and the logits that the model makes of it."""
-    ids = torch.arange(1, 5, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+def _agree(model: Any, peak: float) -> bool:
+    """Compares the two on a few tokens, whose hidden states are scaled until the largest product is `peak`."""
+    device, vocabulary = next(model.parameters()).device, model.config.get_text_config().vocab_size
+    ids = torch.arange(1, 5, device=device)[None] % vocabulary
     inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
-    given: list[torch.Tensor] = []
+    projection, given = model.get_output_embeddings(), []
 
     def scale(_: Any, seen: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        given.append(seen[0] * factor)
+        given.append(seen[0] * (peak / projection.forward(seen[0]).abs().max().clamp_min(1e-6)))
         return (given[0],)
 
-    hook, was_training = model.get_output_embeddings().register_forward_pre_hook(scale), model.training
+    hook = projection.register_forward_pre_hook(scale)
     try:
-        logits = model.eval()(**inputs, use_cache=False).logits
-        return given[0], logits
+        with evaluating(model):
+            logits = model(**inputs, use_cache=False).logits.float()
     finally:
         hook.remove()
-        model.train(was_training)
-
-
-def _agree(model: Any, hidden: Any, logits: torch.Tensor) -> bool:
     head = head_of(model)
     assert head is not None
-    ours = head.logits(hidden.flatten(0, -2)).float().view_as(logits)
-    return torch.allclose(ours, logits.float(), rtol=2e-2, atol=1e-3 * float(logits.abs().max().clamp_min(1)))
+    ours = head.logits(given[0].flatten(0, -2)).float().view_as(logits)
+    return torch.allclose(ours, logits, rtol=2e-2, atol=1e-3 * float(logits.abs().max().clamp_min(1)))
+
+
+@torch.no_grad()
+def isolates(model: Any) -> bool:
+    """Whether a packed sequence gets the logits that it gets alone, whatever stands before it.
+
+    Two rows of two sequences: flash attention would tell those of one row apart, and not those of two.
+    """
+    device, vocabulary = next(model.parameters()).device, model.config.get_text_config().vocab_size
+    ids = torch.arange(1, 17, device=device).view(2, 8) % vocabulary
+    # The first sequences change places: no expert of a mixture gets more tokens than before, so nothing is rounded anew.
+    swapped = torch.cat([ids[:, :3].flip(0), ids[:, 3:]], 1)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]] * 2, device=device)
+    try:
+        with evaluating(model):
+            one, other = (
+                model(input_ids=some, position_ids=positions, use_cache=False).logits[:, 3:] for some in (ids, swapped)
+            )
+            alone = model(input_ids=ids[:, 3:], use_cache=False).logits
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    large, leak, away = (float(change.abs().max()) for change in (one, one - other, one - alone))
+    return leak <= 1e-6 * large and away <= 3e-2 * large
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Switches dropout off for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def through(wrapped: Any, inner: Any, step: Callable[[], Any]) -> Any:

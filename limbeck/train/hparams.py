@@ -14,6 +14,7 @@ from ..models.base import Model
 from .objective import Objective
 
 LORA = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}  # short names of peft.LoraConfig's
+QUANTIZED = ("nf4", "int8")
 SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")  # how a step is cut up
 HOME = Path(__file__).parent
 # The files whose behaviour decides the weights, beside those of the loss.
@@ -51,6 +52,10 @@ class Hparams:
     seed: int = 0
     max_length: int = 1024  # tokens of prompt and answer together; what is longer is cut on the right
     lora: Mapping[str, Any] | None = None  # what peft.LoraConfig takes; None trains all weights
+    quantize: str | None = None  # "nf4" or "int8": the weights under the adapter, while it is trained
+    # The first two want eval_rows, which decide the weights then.
+    early_stopping_patience: int | None = None  # evaluations in a row that are not better than the best
+    load_best_model_at_end: bool = False
     # What follows changes no weight, and is not in the key.
     per_device_eval_batch_size: int = 8
     eval_steps: int = 100
@@ -62,6 +67,9 @@ class Hparams:
     run_name: str | None = None
     torch_compile: bool = False
     use_cpu: bool = False
+    fsdp: bool = False
+    fsdp_config: Mapping[str, Any] | str | None = None
+    deepspeed: Mapping[str, Any] | str | None = None
     dataloader_num_workers: int = 0
 
     @classmethod
@@ -85,9 +93,23 @@ class Hparams:
             raise LimbeckError(f"train wants max_length ≥ 2 tokens; it got {self.max_length}.")
         if self.max_steps < 1 and self.num_train_epochs <= 0:
             raise LimbeckError("train wants max_steps ≥ 1 or num_train_epochs > 0; it has neither.")
-        if self.bf16 and self.fp16:
-            raise LimbeckError("train wants one precision; it got both bf16 and fp16.")
+        if self.fp16:
+            raise LimbeckError("train makes gradients before fp16's scaler could save them from zero; use bf16=True.")
+        if self.quantize is not None and (self.quantize not in QUANTIZED or self.lora is None):
+            raise LimbeckError(
+                f"train takes quantize as one of {', '.join(QUANTIZED)}, with lora=; it got {self.quantize!r} and "
+                f"lora={self.lora!r}."
+            )
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise LimbeckError(f"train wants early_stopping_patience ≥ 1; it got {self.early_stopping_patience}.")
+        if self.fsdp and world_size() == 1:
+            raise LimbeckError("train shards with fsdp over several processes, and this is one; start it by torchrun.")
         return self
+
+    @property
+    def goes_by_evaluation(self) -> bool:
+        """Whether the rows held out have a say in the weights."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
 
     @property
     def global_batch(self) -> int:
@@ -113,10 +135,15 @@ class Hparams:
 
     def arguments(self) -> dict[str, Any]:
         """What goes to transformers.TrainingArguments under the same names."""
-        ours = ("max_length", "lora", "packing", "num_train_epochs", "max_steps", "eval_steps", "lr_scheduler_kwargs")
+        ours = (
+            "max_length", "lora", "quantize", "packing", "num_train_epochs", "max_steps", "eval_steps",
+            "lr_scheduler_kwargs", "early_stopping_patience", "load_best_model_at_end", "torch_compile",
+        )  # fmt: skip
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ours}
         if not self.gradient_checkpointing:
             del kept["gradient_checkpointing"]  # newer transformers warn of the name, even where it says no
+        if self.goes_by_evaluation:
+            kept |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
         return kept | {"lr_scheduler_kwargs": dict(self.lr_scheduler_kwargs or {})}
 
     def lora_config(self) -> dict[str, Any]:
@@ -140,8 +167,11 @@ def _number(name: str, value: Any, default: Any) -> Any:
         raise LimbeckError(f"train wants {name} as {kind}; it got {value!r}.") from None
 
 
-def key(student: Model, rows: Any, objective: Objective, hparams: Hparams) -> str:
-    """The digest of all that decides the weights: 32 hex characters. Two trainings with one key are one training."""
+def key(student: Model, rows: Any, objective: Objective, hparams: Hparams, eval_rows: Any = None) -> str:
+    """The digest of all that decides the weights: 32 hex characters. Two trainings with one key are one training.
+
+    `eval_rows` are part of it where the training goes by the loss on them.
+    """
     terms = [
         {
             "loss": loss_key(term.loss),
@@ -155,6 +185,8 @@ def key(student: Model, rows: Any, objective: Objective, hparams: Hparams) -> st
     ]
     code = [digest((HOME / name).read_bytes()) for name in SOURCES]
     whole = {"version": 1, "student": student.digest, "rows": rows.digest, "objective": terms, "code": code}
+    if hparams.goes_by_evaluation or any(term.text.rise for term in objective.terms):
+        whole["held_out"] = [None if eval_rows is None else eval_rows.digest, hparams.eval_steps]
     return digest(canonical(whole | {"hparams": hparams.keyed()}))
 
 

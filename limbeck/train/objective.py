@@ -13,28 +13,83 @@ SERVES = {"head": "logits", "logits": "logits", "logps": "logits", "layers": "hi
 
 
 @dataclasses.dataclass(frozen=True)
+class Ramp:
+    """A share that goes in a straight line from `start` to `end`, reached when `until` of the steps are done."""
+
+    start: float
+    end: float
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.until <= 1:
+            raise LimbeckError(f"Ramp wants until above 0 and up to 1, a share of the steps; it got {self.until:g}.")
+
+    def at(self, done: float) -> float:
+        """The share when `done` of all steps are done (0 to 1)."""
+        return self.start + (self.end - self.start) * min(1.0, done / self.until)
+
+
+@dataclasses.dataclass(frozen=True)
 class Text:
     """Who writes the text that the loss looks at: shares of the training steps, adding up to 1.
 
     `data`: the rows' own answers. `student`, `teacher`: an answer to the row's prompt that it samples during training,
-    at `temperature`, of at most `max_tokens` tokens. One coin per step, as in GKD (arXiv 2306.13649).
+    at `temperature` and `top_p`, of at most `max_tokens` tokens. One coin per step, as in GKD (arXiv 2306.13649). A
+    share may be a `Ramp`, and the student's may rise (DistiLLM's φ, 2402.03898): it starts at `student`, and each
+    evaluation whose loss is above that of the one before adds `rise`, up to what the teacher leaves. Data then has
+    what is left.
+
+    `replay` keeps that many of the student's latest texts (DistiLLM's N). In a step that is the student's it writes
+    anew with probability 1 − t/T (t of T steps are done), and always until so many are written; else it learns texts
+    drawn from those kept, without repeats. Of several processes each keeps its part and draws from what it wrote
+    itself, so their number is then no longer without effect.
     """
 
     data: float = 1.0
-    student: float = 0.0
-    teacher: float = 0.0
+    student: float | Ramp = 0.0
+    teacher: float | Ramp = 0.0
     temperature: float = 1.0
     max_tokens: int = 256
+    top_p: float = 1.0
+    rise: float = 0.0
+    replay: int = 0
 
     def __post_init__(self) -> None:
-        shares = {"data": self.data, "student": self.student, "teacher": self.teacher}
-        if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
-            said = ", ".join(f"{k}={v:g}" for k, v in shares.items())
+        if self.scheduled and self.data != 1:
+            raise LimbeckError(f"Text with a share that changes gives data what is left; it got data={self.data:g}.")
+        for done in (0.0, *(share.until for share in (self.student, self.teacher) if isinstance(share, Ramp)), 1.0):
+            student, teacher = self.shares(done)
+            data = 1 - student - teacher if self.scheduled else self.data
+            if min(student, teacher, data) < -1e-6 or abs(data + student + teacher - 1) > 1e-6:
+                said = f"data={data:g}, student={student:g}, teacher={teacher:g}"
+                raise LimbeckError(
+                    f"Text wants shares of at least 0 that add up to 1; it got {said}: set data= to the rest."
+                )
+        if self.temperature <= 0 or self.max_tokens < 1 or not 0 < self.top_p <= 1:
             raise LimbeckError(
-                f"Text wants shares of at least 0 that add up to 1; it got {said}: set data= to the rest."
+                "Text wants temperature > 0, max_tokens ≥ 1 and 0 < top_p ≤ 1 for what is sampled during training."
             )
-        if self.temperature <= 0 or self.max_tokens < 1:
-            raise LimbeckError("Text wants temperature > 0 and max_tokens ≥ 1 for what is sampled during training.")
+        if self.rise < 0 or self.replay < 0 or (self.rise and isinstance(self.student, Ramp)):
+            raise LimbeckError("Text wants rise ≥ 0 (with a fixed student= to start from) and replay ≥ 0.")
+        if self.replay and not (self.student or self.rise):
+            raise LimbeckError(
+                "Text keeps the student's texts for replay=, and the student writes none: give student=."
+            )
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the shares change during training."""
+        return self.rise > 0 or isinstance(self.student, Ramp) or isinstance(self.teacher, Ramp)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether a model ever writes."""
+        return self.scheduled or bool(self.student or self.teacher)
+
+    def shares(self, done: float, rises: int = 0) -> tuple[float, float]:
+        """The student's and the teacher's share when `done` of all steps are (0 to 1), after so many rises."""
+        student, teacher = (s.at(done) if isinstance(s, Ramp) else s for s in (self.student, self.teacher))
+        return (min(student + self.rise * rises, 1 - teacher) if self.rise else student), teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +161,8 @@ def _lacks(term: Objective) -> Iterator[str]:
                 f"loss '{loss.name}' needs {need}; '{model.name}' can give ({_can(model)}): "
                 f"use an hf {who}, or SFT on its text."
             )
-    if loss.form != "response" and text.data < 1:
-        yield f"loss '{loss.name}' compares the rows' own answers; Text wants data=1, it got {text.data:g}."
+    if loss.form != "response" and text.sampled:
+        yield f"loss '{loss.name}' compares the rows' own answers; nobody else can write them: leave text= out."
     if text.teacher and (teacher is None or "weights" not in teacher.can):
         yield "Text(teacher=…) samples in training and wants an hf teacher; ask any other first, and train on its rows."
     read = {need.partition(".")[0] for need in loss.needs} | ({"teacher"} if text.teacher else set())

@@ -307,7 +307,7 @@ def _scope(role: str, name: str, cut: Cut) -> str:
     """Which choice of units a dimension follows: one for all hidden ones, else one a layer; none for a dash."""
     if role in "-d":
         return role
-    if False:  # T5: all layers of a stack share the position bias of a head
+    if "SelfAttention" in name:  # T5: all layers of a stack share the position bias of a head
         return "heads of " + name.partition(".block.")[0]
     found = re.search(cut.family.layer, name)
     assert found is not None

@@ -9,7 +9,7 @@ import torch
 from ..errors import LimbeckError
 from ..losses import Batch, Outputs
 from ..losses.heads import Head
-from .forward import Reader, through
+from .forward import Reader, evaluating, through
 
 
 class Live:
@@ -28,7 +28,8 @@ class Live:
         if at == home:
             return seen
         if seen.head is not None and self._head is None:
-            self._head = seen.head.to(home)
+            tensors: list[Any] = [None if tensor is None else tensor.to(home) for tensor in seen.head.tensors]
+            self._head = seen.head.of(*tensors)
         layers, maps = ([t.to(home) for t in held] for held in (seen.layers_btd, seen.attentions_bhtt))
         return Outputs(seen.hidden_nd.to(home), self._head, batch.labels_n, tuple(layers), tuple(maps))
 
@@ -41,13 +42,8 @@ class Start:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
-        was_training = self.inner.training
-        self.inner.eval()
-        try:
-            with self.inner.disable_adapter():
-                return through(self.wrapped(), self.inner, lambda: self.read(batch))
-        finally:
-            self.inner.train(was_training)
+        with evaluating(self.inner), self.inner.disable_adapter():
+            return through(self.wrapped(), self.inner, lambda: self.read(batch))
 
 
 def moved(batch: Batch, device: Any) -> Batch:

@@ -1,13 +1,18 @@
 """Who writes what the loss looks at: the rows, or during training the student or the teacher."""
 
+import collections
 import dataclasses
-from collections.abc import Collection, Sequence
+import itertools
+import random
+import time
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 
 from ..models.generate import Sampling, generate
 from .examples import Example, Row
+from .forward import through
 from .objective import Text
 from .schedule import chance
 
@@ -20,33 +25,134 @@ class Draft:
     rows: list[Row]
 
 
-def writer(text: Text, seed: int, step: int) -> str:
-    """Who writes this step: "data", "student" or "teacher". One coin per step, the same for every process and split."""
-    coin = chance(seed, step, 1) / 2**60
-    return "data" if coin < text.data else "student" if coin < text.data + text.student else "teacher"
+class Writer:
+    """Settles the text of one stream, step by step: `who` writes, what it `writes`, and what is kept of that.
+
+    All is a function of the seed, the step, the rows' places, the losses of the evaluations so far, and the state:
+    the texts kept for replay, and counts. `global_batch` and `processes` are those of the training.
+    """
+
+    def __init__(self, text: Text, seed: int, steps: int, global_batch: int, processes: int = 1):
+        self.text, self.seed, self.steps, self.global_batch = text, seed, steps, global_batch
+        self.kept: collections.deque[Row] = collections.deque(maxlen=-(-text.replay // processes))
+        self.rounds = 0  # steps that the student has written anew
+        self.tokens, self.seconds = 0, 0.0  # sampled by this process, and what that took
+
+    def who(self, step: int, losses: Sequence[float] = ()) -> str:
+        """Who writes this step: "data", "student", "teacher" or "replay"; the same for all processes and splits.
+
+        `losses`: those of the evaluations so far.
+        """
+        done, coin = step / self.steps, chance(self.seed, step, 1) / 2**60
+        rises = sum(after > before for before, after in itertools.pairwise(losses))
+        student, teacher = self.text.shares(done, rises)
+        if coin < student:
+            # Counted in rows of all processes: each holds another number of texts, and they have to agree.
+            anew = self.rounds * self.global_batch < self.text.replay or coin < student * (1 - done)
+            return "student" if anew or not self.text.replay else "replay"
+        return "teacher" if coin < student + teacher else "data"
+
+    def write(
+        self, who: str, model: Any, drafts: Sequence[Draft], ends: Collection[int], max_length: int
+    ) -> list[list[Row]]:
+        """The drafts' rows with what `model` answers now to their prompts, or with texts kept from earlier steps."""
+        if who == "replay":
+            return self._replayed(drafts)
+        since = time.monotonic()
+        rows = write(model, drafts, self.text, self.seed, ends, max_length, as_teacher=who == "teacher")
+        self.seconds += time.monotonic() - since
+        answered = [row for row in itertools.chain(*rows) if row.sequences[0].prompt]
+        self.tokens += sum(len(row.sequences[0].ids) - row.sequences[0].prompt for row in answered)
+        if who == "student":
+            self.rounds += 1
+            self.kept.extend(answered)
+        return rows
+
+    def _replayed(self, drafts: Sequence[Draft]) -> list[list[Row]]:
+        """Other rows in the place of those that could be answered: their prompts and the texts of that time."""
+        order = list(range(len(self.kept)))
+        random.Random(chance(self.seed, drafts[0].places[0], 3)).shuffle(order)
+        drawn = (self.kept[i] for i in itertools.cycle(order))
+        return [[next(drawn, row) if row.sequences[0].prompt else row for row in draft.rows] for draft in drafts]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of this process's writing."""
+        kept = [
+            (row.sequences[0].ids.tolist(), row.sequences[0].prompt, row.columns, _listed(row.teacher_prompt))
+            for row in self.kept
+        ]
+        return {"kept": kept, "rounds": self.rounds, "tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.rounds, self.tokens, self.seconds = state["rounds"], state["tokens"], state["seconds"]
+        self.kept.clear()
+        for ids, prompt, columns, teacher_prompt in state["kept"]:
+            teachers = None if teacher_prompt is None else torch.tensor(teacher_prompt, dtype=torch.int32)
+            self.kept.append(Row([answered(ids, prompt)], columns, teachers))
 
 
 def write(
-    model: Any, drafts: Sequence[Draft], text: Text, seed: int, ends: Collection[int], max_length: int
+    model: Any,
+    drafts: Sequence[Draft],
+    text: Text,
+    seed: int,
+    ends: Collection[int],
+    max_length: int,
+    as_teacher: bool = False,
 ) -> list[list[Row]]:
     """Samples an answer to every row's prompt, all drafts in one go, and learns all that was written.
 
     Each row draws from its own seed (by its place), so the split into drafts and processes changes nothing. Nothing is
     taken from the checkpoint's generation settings. An end token is learned too; a row cut at the limit has none.
+    `as_teacher` reads the teacher's prompt, where a row has one of its own.
     """
     rows = [(place, row) for draft in drafts for place, row in zip(draft.places, draft.rows, strict=True)]
     asked = [(place, row) for place, row in rows if row.sequences[0].prompt]
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # the adapter is inside it; peft's own forward hides position_ids
     answers: dict[int, Row] = {}
     was_training = model.training
     model.eval()
     if asked:
         prompts = [row.sequences[0].ids[: row.sequences[0].prompt].tolist() for _, row in asked]
-        how = Sampling(max_tokens=text.max_tokens, temperature=text.temperature)
+        read = [
+            _listed(row.teacher_prompt) or p if as_teacher else p for p, (_, row) in zip(prompts, asked, strict=True)
+        ]
+        how = Sampling(max_tokens=text.max_tokens, temperature=text.temperature, top_p=text.top_p)
         seeds = [chance(seed, place, 2) for place, _ in asked]
-        for i, written in generate(model, prompts, seeds, how, ends):
-            ids = torch.tensor((prompts[i] + written.ids)[:max_length], dtype=torch.int32)
-            learn = torch.arange(len(ids)) >= len(prompts[i])
+        for i, written in generate(model, read, seeds, how, ends):
             place, row = asked[i]
-            answers[place] = dataclasses.replace(row, sequences=[Example(ids, learn, len(prompts[i]))])
+            example = answered((prompts[i] + written.ids)[:max_length], len(prompts[i]))
+            answers[place] = dataclasses.replace(row, sequences=[example])
     model.train(was_training)
     return [[answers.get(p, row) for p, row in zip(d.places, d.rows, strict=True)] for d in drafts]
+
+
+def answered(ids: Sequence[int], prompt: int) -> Example:
+    """A sequence of which all behind the prompt is learned."""
+    return Example(torch.tensor(ids, dtype=torch.int32), torch.arange(len(ids)) >= prompt, prompt)
+
+
+def unsharded(wrapped: Any, model: Any, step: Callable[[], Any]) -> Any:
+    """Runs `step`; where FSDP2 has sharded the model, inside one call of it and with all weights gathered.
+
+    Processes write texts of different lengths: one that gathered layer by layer would wait for another that is done.
+    """
+    shards = [module for module in model.modules() if hasattr(module, "unshard")]
+    if not shards:
+        return step()
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    try:
+        with torch.no_grad():
+            return through(wrapped, model, step)
+    finally:
+        for shard in shards:
+            shard.set_reshard_after_forward(shard is not model, recurse=False)  # as FSDP2 chooses: all but the root
+            shard.reshard()
+
+
+def _listed(ids: torch.Tensor | None) -> list[int] | None:
+    return None if ids is None else ids.tolist()

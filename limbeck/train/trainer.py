@@ -5,6 +5,7 @@ A step: the schedule's rows → write (who writes the text) → collate → coun
 micro-batches and processes of the step (DDP averages gradients, hence world_size): how a step is split changes nothing.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,16 +14,17 @@ from typing import Any
 import torch
 import transformers
 
+from ..errors import LimbeckError
 from ..losses import Batch, Outputs
 from ..losses.heads import Term, total
-from . import checkpoint
+from . import checkpoint, state
 from .collate import Layout
 from .examples import Examples
 from .forward import Reader, through
 from .objective import Objective, Text
-from .schedule import Schedule
+from .schedule import Schedule, blank
 from .signal import aligned
-from .text import Draft, write, writer
+from .text import Draft, Writer, unsharded
 
 Signal = Callable[[Batch], Outputs]  # what a frozen model says to a batch
 
@@ -56,6 +58,7 @@ class Trainer(transformers.Trainer):
         signals: Mapping[tuple[str, str | None], Signal],
         modules: Mapping[Objective, torch.nn.Module] | None = None,
         held_out: Sequence[Examples] = (),
+        keep_best: bool = False,
         callbacks: Sequence[transformers.TrainerCallback] = (),
     ):
         super().__init__(
@@ -67,13 +70,34 @@ class Trainer(transformers.Trainer):
             callbacks=[*callbacks],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
+        if args.fsdp and not self.is_fsdp_enabled:
+            raise LimbeckError(
+                "train shards with fsdp on GPUs only, and would go on with whole copies: leave fsdp out."
+            )
         # No model computes its own loss here, and what compute_loss returns is normalised over the whole step.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self.schedule, self.streams, self.held_out, self.signals = schedule, streams, held_out, signals
         self.layout, self.ends, self.max_length, self.modules = layout, ends, max_length, dict(modules or {})
+        self.keep_best = keep_best
+        if any(stream.text.rise for stream in streams) and not held_out:
+            raise LimbeckError("Text(rise=…) goes by the loss on rows held out: give eval_rows=, or leave rise= out.")
+        steps = len(schedule) // schedule.global_batch
+        self.writers = [
+            Writer(stream.text, args.seed, steps, schedule.global_batch, self.accelerator.num_processes)
+            for stream in streams
+        ]
         needs = {need for stream in streams for term in stream.terms for need in term.loss.needs}
         self.reader = Reader(model, layers="student.layers" in needs, attentions="student.attentions" in needs)
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            self.reader.fused = False  # ZeRO-3 gathers the head's weight inside the head's own forward only
+        self.terms = [term for stream in streams for term in stream.terms]
+        self.tokens = 0  # read by the student since this process began, on all processes
+        self.logged = self.blank_log()
+
+    def blank_log(self) -> torch.Tensor:
+        """What the next line of the log is made of: steps, Σ loss, and each term's Σ loss and count."""
+        return torch.zeros(2 + 2 * len(self.terms), dtype=torch.float64, device=self.args.device)
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(self.schedule)  # the schedule is shuffled already
@@ -81,31 +105,39 @@ class Trainer(transformers.Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor]:
-        """The micro-batches of one step, their text settled, and each term's count over all processes."""
+        """The micro-batches of one step, their text settled, and over all processes: each term's count, and each
+        stream's learned positions.
+        """
         drafts = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         streams = zip(self.streams, zip(*drafts, strict=True), strict=True) if drafts else ()
         written = [self.write(stream, list(micro)) for stream, micro in streams]
         window = [list(batches) for batches in zip(*written, strict=True)]
-        counts = [
-            torch.stack([term.loss.count(micro[s]) for micro in window]).sum().to(device)
-            for s, stream in enumerate(self.streams)
-            for term in stream.terms
-        ]
-        return window, self.accelerator.reduce(torch.stack(counts).float(), "sum")
+        counts = [sum(term.loss.count(micro[s]) for micro in window) for s, term in self.of_streams()]
+        counts += [sum(len(micro[s].labels_n) for micro in window) for s in range(len(self.streams))]
+        counts.append(sum(int(batch.tokens_bt.sum()) for micro in window for batch in micro))
+        whole = self.accelerator.reduce(torch.tensor([*map(float, counts)], device=device), "sum")
+        self.tokens += int(whole[-1])
+        self.logged[0] += 1
+        self.logged[2 + len(self.terms) :] += whole[: len(self.terms)]
+        return window, whole[:-1]
+
+    def of_streams(self) -> list[tuple[int, Objective]]:
+        """Every term, with the number of its stream."""
+        return [(s, term) for s, stream in enumerate(self.streams) for term in stream.terms]
 
     def write(self, stream: Stream, drafts: list[Draft]) -> list[Batch]:
-        """Settles the text of one stream's micro-batches: the rows' own, or sampled now."""
-        step, seed = drafts[0].places[0] // self.schedule.global_batch, self.args.seed
-        who = writer(stream.text, seed, step)
-        rows = [draft.rows for draft in drafts]
+        """Settles the text of one stream's micro-batches: the rows' own, sampled now, or kept from earlier steps."""
+        writer, rows = self.writers[self.streams.index(stream)], [draft.rows for draft in drafts]
+        losses = [line["eval_loss"] for line in self.state.log_history if "eval_loss" in line]
+        who = writer.who(drafts[0].places[0] // self.schedule.global_batch, losses)
         if who != "data":
             model = self.inner
-            if hasattr(model, "get_base_model"):
-                model = model.get_base_model()  # the adapter is inside it; peft's own forward hides position_ids
             if who == "teacher":
                 digest = next(t.teacher.digest for t in stream.terms if t.teacher is not None)
                 model = self.signals["teacher", digest].weights  # type: ignore[attr-defined]
-            rows = write(model, drafts, stream.text, seed, self.ends, self.max_length)
+            rows = unsharded(
+                self.model_wrapped, model, lambda: writer.write(who, model, drafts, self.ends, self.max_length)
+            )
         return [self.layout(micro) for micro in rows]
 
     @property
@@ -122,29 +154,37 @@ class Trainer(transformers.Trainer):
         return said
 
     def losses(
-        self, streams: Sequence[Stream], inputs: Sequence[Batch], factors: Sequence[Any]
+        self, streams: Sequence[Stream], inputs: Sequence[Batch], factors: Sequence[Any], balances: Sequence[Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Σ factor · (Σ loss) over the streams' terms, with a gradient, and each term's Σ loss, in one wrapped call."""
+        """Σ factor · (Σ loss) over the streams' terms, with a gradient, and each term's Σ loss, in one wrapped call.
+
+        `balances`: each stream's factor of what a mixture of experts wants for itself.
+        """
         said = [self.score(stream, batch) for stream, batch in zip(streams, inputs, strict=True)]
 
         def forward() -> tuple[torch.Tensor, torch.Tensor]:
             with self.accelerator.autocast():
                 left = iter(factors)
                 found = [
-                    self.minimised(stream, batch, signals, [next(left) for _ in stream.terms])
-                    for stream, batch, signals in zip(streams, inputs, said, strict=True)
+                    self.minimised(stream, batch, signals, [next(left) for _ in stream.terms], balance)
+                    for stream, batch, signals, balance in zip(streams, inputs, said, balances, strict=True)
                 ]
                 return sum(part for part, _ in found), torch.cat([sums for _, sums in found])  # type: ignore[return-value]
 
         return through(self.model_wrapped, self.inner, forward)
 
     def minimised(
-        self, stream: Stream, batch: Batch, signals: Mapping[tuple[str, str | None], Outputs], factors: Sequence[Any]
+        self,
+        stream: Stream,
+        batch: Batch,
+        signals: Mapping[tuple[str, str | None], Outputs],
+        factors: Sequence[Any],
+        balance: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One stream's Σ factor · (Σ loss), and each term's Σ loss: those at the head share one pass over it."""
         student = self.reader(batch)
         at_head: list[tuple[int, Term]] = []
-        whole: Any = 0.0
+        whole: Any = balance * self.reader.auxiliary
         sums: dict[int, Any] = dict.fromkeys(range(len(factors)), 0.0)
         for k, (term, factor) in enumerate(zip(stream.terms, factors, strict=True)):
             said = {who: signals[who, digest] for who, digest in asked(term)}
@@ -169,39 +209,116 @@ class Trainer(transformers.Trainer):
         self, model: Any, inputs: list[Batch], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This micro-batch's part of the step's loss."""
-        terms = [term for stream in self.streams for term in stream.terms]
-        world = self.accelerator.num_processes
-        factors = [world * t.weight / n.clamp_min(1) for t, n in zip(terms, num_items_in_batch, strict=True)]
-        return self.losses(self.streams, inputs, factors)[0]
+        shares = self.accelerator.num_processes / num_items_in_batch.clamp_min(1)
+        counts = len(self.terms)
+        factors = [term.weight * share for term, share in zip(self.terms, shares[:counts], strict=True)]
+        loss, sums = self.losses(self.streams, inputs, factors, shares[counts:])
+        self.logged[1] += loss.detach() / self.accelerator.num_processes
+        self.logged[2 : 2 + counts] += sums
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the mean of every term since the last line, over all processes; kept over restarts."""
+        if "loss" in logs:
+            counts = len(self.terms)
+            whole = self.accelerator.reduce(self.logged[1 : 2 + counts].clone(), "sum")
+            logs["loss"] = float(whole[0] / self.logged[0])
+            logs |= self.named("loss", whole[1:] / self.logged[2 + counts :].clamp_min(1))
+            self.logged = self.blank_log()
+        super().log(logs, *args, **kwargs)
+
+    def named(self, what: str, values: torch.Tensor) -> dict[str, float]:
+        """A number for each term: {"loss/sft": 1.2}. Terms whose losses have one name are numbered."""
+        seen: collections.Counter[str] = collections.Counter()
+        found = {}
+        for term, value in zip(self.terms, values.tolist(), strict=True):
+            seen[term.loss.name] += 1
+            n = seen[term.loss.name]
+            found[f"{what}/{term.loss.name}{f'-{n}' if n > 1 else ''}"] = value
+        return found
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The objective on held-out rows, on their own text: sums over counts, never a mean of batch means."""
-        size, rank = self.args.per_device_eval_batch_size, self.accelerator.process_index
+        size, rank, world = (
+            self.args.per_device_eval_batch_size, self.accelerator.process_index, self.accelerator.num_processes
+        )  # fmt: skip
         found = []
         self.model_wrapped.eval()
         for stream, examples in zip(self.streams, self.held_out, strict=True):
             totals = torch.zeros(2, len(stream.terms), dtype=torch.float64, device=self.args.device)
-            for start in range(0, len(examples), size)[rank :: self.accelerator.num_processes]:
-                rows = [examples[i] for i in range(start, min(start + size, len(examples)))]
+            # All processes call the model equally often: shards are gathered, and buffers sent around, in every call.
+            for start in range(0, len(examples), size * world):
+                at = range(start + rank * size, min(start + (rank + 1) * size, len(examples)))
+                rows = [examples[i] for i in at] or [blank(len(examples[0].sequences), tuple(examples[0].columns))]
                 batch = Batch(self._prepare_inputs(self.layout(rows)))
-                totals[0] += self.losses([stream], [batch], [1.0] * len(stream.terms))[1].double()
-                totals[1] += torch.stack([term.loss.count(batch) for term in stream.terms]).to(totals)
+                totals[0] += self.losses([stream], [batch], [1.0] * len(stream.terms), [0.0])[1]
+                totals[1] += torch.stack([term.loss.count(batch) for term in stream.terms])
             found.append(totals)
-        terms = [term for stream in self.streams for term in stream.terms]
-        totals = torch.cat(found, dim=1)
-        summed, counted = self.accelerator.reduce(totals, "sum")
-        weights = torch.tensor([term.weight for term in terms], device=totals.device)
-        metrics = {"eval_loss": float((weights * summed / counted.clamp_min(1)).sum())}
+        summed, counted = self.accelerator.reduce(torch.cat(found, dim=1), "sum")
+        means = summed / counted.clamp_min(1)
+        weights = means.new_tensor([term.weight for term in self.terms])
+        metrics = {"eval_loss": float((weights * means).sum()), **self.named("eval_loss", means)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        best = super()._determine_best_metric(*args, **kwargs)
+        self.control.should_save |= best and self.keep_best
+        return best
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint of the evaluation with the least loss, where it is kept."""
+        step = self.state.best_global_step if self.keep_best else None
+        return Path(str(self.args.output_dir)) / f"checkpoint-{step}" if step else None
+
+    def load_best(self) -> None:
+        """Makes the student what it was at its best evaluation, where there was one."""
+        if self.best is not None and self.is_deepspeed_enabled:
+            self.state.best_model_checkpoint = str(self.best)
+            self._load_best_model()
+        elif self.best is not None:
+            state.load(self.inner, self.best)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_deepspeed_enabled:  # its engine keeps the weights beside the optimiser's state
+            state.save(self.inner, Path(str(output_dir)), self.args.should_save)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        state.load(self.inner, Path(resume_from_checkpoint))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        own = {"logged": self.logged.cpu(), "writers": [writer.state_dict() for writer in self.writers]}
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        torch.save(own, Path(output_dir) / f"process-{self.accelerator.process_index}.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_processes([torch.load(path) for path in sorted(Path(checkpoint).glob("process-*.pt"))])
+
+    def _load_processes(self, before: list[dict[str, Any]]) -> None:
+        """What every process kept for itself; of more or fewer processes only what adds up can go on."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if len(before) != world and any(stream.text.replay for stream in self.streams):
+            raise LimbeckError(
+                f"Text(replay=…) was kept by {len(before)} processes, and now there are {world}: start as many again."
+            )
+        self.logged = before[0]["logged"].to(self.args.device)
+        added = torch.stack([one["logged"][1 : 2 + len(self.terms)] for one in before]).sum(0)
+        self.logged[1 : 2 + len(self.terms)] = added.to(self.args.device) if rank == 0 else 0
+        for writer, kept in zip(self.writers, before[min(rank, len(before) - 1)]["writers"], strict=True):
+            writer.load_state_dict(kept)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint.mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+            at = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            checkpoint.mark(at, keep=self.best)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counting them walks all parameters at every micro-batch, and nobody reads the sum

@@ -4,6 +4,7 @@ import collections
 import copy
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,10 @@ import torch
 import transformers
 
 from ..errors import LimbeckError
-from ..models.files import quiet
+from ..models import files
 from ..run import Run
 from ..table import Table
-from . import checkpoint
+from . import checkpoint, state
 from .collate import Layout
 from .encode import encode
 from .examples import Examples
@@ -29,6 +30,8 @@ from .watch import Watch
 
 if TYPE_CHECKING:
     from ..models.hf import HF
+
+LOSSES = "losses.pt"  # what the losses' own weights became; no name that a loader takes for the model's
 
 
 def work(
@@ -47,8 +50,8 @@ def work(
             check_vocabularies(term.loss.name, term.teacher, student)
     part = checkpoint.part(path)
     part.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        model = student.weights(trainable=True)
+    with files.quiet():
+        model = _quantized(student, hparams) if hparams.quantize else student.weights(trainable=True)
         use_cache = model.config.use_cache
         _make_savable(model.generation_config)
         ends = end_ids(student.tokenizer, model)
@@ -69,7 +72,7 @@ def work(
         log, before = part / "log.jsonl", checkpoint.newest(part)
         spent = _rewind(log, before)
         with run.bar(f"train {named['name']}", steps) as bar:
-            watch = Watch(log, bar, spent)
+            watch = Watch(log, bar, spent, hparams.early_stopping_patience)
             trainer = Trainer(
                 model,
                 _arguments(hparams, part, steps, eval_rows is not None),
@@ -81,25 +84,32 @@ def work(
                 signals=signals,
                 modules=modules,
                 held_out=held_out,
+                keep_best=hparams.load_best_model_at_end,
                 callbacks=[watch],
             )
             if at_start(objective) and hparams.lora is not None:
                 signals["reference", None] = Start(lambda: trainer.model_wrapped, model)
+            if hparams.torch_compile:
+                _plain(model).base_model.compile()  # all but the head, which is fused already
+            bar.state = lambda: {"tokens": (trainer.tokens,)}
             trainer.train(resume_from_checkpoint=str(before) if before else None)
+            trainer.load_best()
         meta = named | {
             "student": student.name,
             "objective": objective.name,
             "rows": len(first),
             "rejected": dict(collections.Counter(why.reason for _, why in first.rejects)),
             "cut": first.cut,
-            "steps": steps,
+            "steps": trainer.state.global_step,
             "loss": next((line["loss"] for line in reversed(checkpoint.read_log(log)) if "loss" in line), None),
             "train_seconds": round(watch.seconds, 3),
             "hparams": dataclasses.asdict(hparams),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
-        if trainer.args.should_save:
-            trained = trainer.accelerator.unwrap_model(trainer.model)
+        if trainer.best is not None:
+            meta["best_step"] = trainer.state.best_global_step
+        trained = _trained(trainer, student, hparams)
+        if trained is not None:
             trained.config.use_cache = use_cache
             _finish(trained, student.tokenizer, streams, part, path, meta)
         trainer.accelerator.wait_for_everyone()
@@ -134,7 +144,7 @@ def _modules(model: Any, objective: Objective, seed: int) -> dict[Objective, tor
                 model.config, None if term.teacher is None else term.teacher.weights().config
             )
     if made:
-        model.limbeck = torch.nn.ModuleList(made.values())
+        setattr(model, state.OWN, torch.nn.ModuleList(made.values()))
     return made
 
 
@@ -188,6 +198,33 @@ def _make_savable(settings: Any) -> None:
         settings.do_sample = True
 
 
+def _quantized(student: "HF", hparams: Hparams) -> Any:
+    """Loads the student's weights as bitsandbytes quantises them, frozen, to put an adapter on."""
+    if student.kind != "decoder" or student.adapter:
+        raise LimbeckError(
+            f"train quantises the plain weights of a decoder; '{student.name}' is another: leave it out."
+        )
+    try:
+        import bitsandbytes  # noqa: F401
+        import peft
+    except ImportError as e:
+        raise LimbeckError(f"train needs {e.name} for quantize='{hparams.quantize}'; pip install bitsandbytes.") from e
+    four, dtype = hparams.quantize == "nf4", torch.bfloat16 if hparams.bf16 else torch.float32
+    how = transformers.BitsAndBytesConfig(
+        load_in_4bit=four, load_in_8bit=not four, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+    )  # fmt: skip
+    gpu = torch.cuda.is_available() and not hparams.use_cpu
+    at = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu else "cpu"
+    model = files.load("AutoModelForCausalLM", student, dtype=dtype, quantization_config=how, device_map={"": at})
+    return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=hparams.gradient_checkpointing)
+
+
+def _plain(model: Any) -> Any:
+    """The model inside its adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _with_lora(model: Any, hparams: Hparams) -> Any:
     import peft
 
@@ -224,18 +261,45 @@ def _rewind(log: Path, to: Path | None) -> float:
     return lines[-1]["seconds"] if lines else 0.0
 
 
+def _trained(trainer: Trainer, student: "HF", hparams: Hparams) -> Any:
+    """The student as it is now, whole and in its own precision, on the first process; None on the others.
+
+    All processes must call it. What is sharded or quantised is put into weights that are loaded anew.
+    """
+    here = trainer.args.should_save
+    if hasattr(trainer.inner, state.OWN):  # the losses' own weights are none of the student's: they lie beside it
+        own = state.gathered(getattr(trainer.inner, state.OWN), here)
+        if here:
+            torch.save(own, Path(str(trainer.args.output_dir)) / LOSSES)
+        delattr(trainer.inner, state.OWN)
+    if trainer.is_deepspeed_enabled:
+        weights = trainer.accelerator.get_state_dict(trainer.deepspeed)
+        transformers.integrations.deepspeed.unset_hf_deepspeed_config()  # or what is loaded next would be sharded too
+    elif trainer.is_fsdp_enabled or hparams.quantize:
+        weights = state.gathered(trainer.inner, here)
+    else:
+        return trainer.inner if here else None
+    if not here:
+        return None
+    model = student.weights(trainable=True)
+    if hparams.lora is not None:
+        model = _with_lora(model, hparams)
+    state.restore(model, {name: weights[name] for name, _ in state.learned(model)})
+    return model
+
+
 def _finish(model: Any, tokenizer: Any, streams: list[Stream], part: Path, path: Path, meta: dict[str, Any]) -> None:
     """Saves what others load (transformers, vLLM), beside the curve and the rejects, and gives it its name."""
     final = part / "final"
-    if hasattr(model, "limbeck"):
-        del model.limbeck  # the losses' own weights are none of the student's
     shutil.rmtree(final, ignore_errors=True)
     if meta["hparams"]["lora"] is not None:
         model.save_pretrained(final / "adapter")
         model = model.merge_and_unload()
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
-    shutil.copy(part / "log.jsonl", final / "log.jsonl")
+    for name in ("log.jsonl", LOSSES):
+        if (part / name).exists():
+            shutil.copy(part / name, final / name)
     with (final / "rejects.jsonl").open("w") as out:
         for s, stream in enumerate(streams):
             for row, why in stream.examples.rejects:

@@ -1,4 +1,4 @@
-"""Verbs that put numbers on rows and use them: score mean pair."""
+"""Verbs that put numbers on rows and use them: score mean pair rank mismatch."""
 
 import itertools
 import random
@@ -145,6 +145,59 @@ def pair(
         yield from (Dropped(m, "not in the pair") for m in members if m is not best and m is not bad)
 
     return group_stage("pair", rows, columns, [on, margin, rejected, seed], paired, code=data_half())
+
+
+def rank(rows: Table, by: str | list[str] = "prompt", on: str = "score") -> Table:
+    """Makes one row of each group: its `responses`, best first, and their `scores`, beside what all its rows agree on.
+
+    Rows without a number in `on` become rejects, and so do groups in which no response is better than another.
+    """
+    columns = [by] if isinstance(by, str) else list(by)
+    rows.need("rank", on, "response")
+    if (plan := dry_plan(rows)) is not None:
+        return plan.as_is(rows, responses=[""], scores=[0.0])
+
+    def ranked(members: list[Row]) -> Iterator[Row | Dropped]:
+        scored = sorted((m for m in members if _number(m.get(on)) is not None), key=lambda m: -m[on])
+        yield from (Dropped(m, f"no {on}") for m in members if _number(m.get(on)) is None)
+        if not scored or scored[0][on] == scored[-1][on]:
+            yield from (Dropped(m, "no order: nothing in its group is better") for m in scored)
+            return
+        same = {k: v for k, v in _agreed(scored).items() if k not in ("response", on)}
+        lists = {"responses": [m["response"] for m in scored], "scores": [float(m[on]) for m in scored]}
+        yield same | lists | {"_from": [m["_row"] for m in scored]}
+
+    return group_stage("rank", rows, columns, on, ranked, code=data_half())
+
+
+def mismatch(rows: Table, by: str = "prompt") -> Table:
+    """Puts two `responses` into each row: its own `response`, and that of the next row with another `by`, in a circle.
+
+    What a student says to the wrong prompt tells how far it has moved from its reference (KTO, arXiv 2402.01306).
+    """
+    rows.need("mismatch", by, "response")
+    if (plan := dry_plan(rows)) is not None:
+        return plan.as_is(rows, responses=["", ""])
+
+    def made(it: Iterator[tuple[int, Row]]) -> Iterator[Made]:
+        first: list[Row] = []  # one row of each of the first two prompts: what comes after the last row
+        waiting: list[tuple[int, Row]] = []  # rows of one prompt, for which no other has come yet
+        for index, row in it:
+            if not first or (len(first) == 1 and row.get(by) != first[0].get(by)):
+                first.append(row)
+            if waiting and waiting[0][1].get(by) != row.get(by):
+                yield from (_matched(i, one, row) for i, one in waiting)
+                waiting.clear()
+            waiting.append((index, row))
+        for index, row in waiting:
+            other = next((one for one in first if one.get(by) != row.get(by)), None)
+            yield _matched(index, row, other) if other else Made(index, Reject(f"no other {by}"))
+
+    return row_stage("mismatch", rows, by, made, code=data_half())
+
+
+def _matched(index: int, row: Row, other: Row) -> Made:
+    return Made(index, {**row, "responses": [row.get("response"), other.get("response")]})
 
 
 def _agreed(members: list[Row]) -> Row:

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck.losses import SFT, Loss, Outputs, forward_kl
+from limbeck.losses import SFT, Loss, forward_kl
 from limbeck.models.hf import HF
 from limbeck.run import Run
 from limbeck.train import Objective, Text, train
-from limbeck.train.collate import collate
-from limbeck.train.encode import encode
 
 from ..train.conftest import checkpoint, lessons, weights_of, word_tokenizer
 
@@ -33,7 +31,7 @@ def models(tmp_path_factory):
 
 def objective(models, kind):
     _, teacher = models
-    by_sequence = Loss(SFT.fn, unit="sequence", name="by-sequence", source=SFT.source)
+    by_sequence = Loss(SFT.fn, SFT.needs, unit="sequence", name="by-sequence", source=SFT.source)
     return {
         "sft": Objective(SFT),
         "sum": Objective(by_sequence) + Objective(forward_kl(), teacher=teacher, weight=0.7),
@@ -120,35 +118,6 @@ def test_the_ratio_of_kd_and_ce_gradients_does_not_depend_on_the_token_count(mod
         many = step_from(models, lessons(4) * 4, term, tmp_path / f"{name}16", per_device_train_batch_size=16)
         torch.testing.assert_close(few, many, rtol=1e-3, atol=1e-6)
         assert few.norm() > 1e-3
-
-
-def test_padding_ten_times_longer_changes_no_loss_and_no_gradient(models):
-    """One long row beside a short one: the short row's loss and gradient are those it has alone."""
-    model = models[0].weights(trainable=True)
-    short, long = lessons(1)[0], {"prompt": " ".join(["w1"] * 140), "response": "w2"}
-    made = encode([short, long], models[0].tokenizer, 256)
-    found = []
-    for examples in ([made[0]], [made[0], made[1]]):
-        batch = collate(examples, 0)
-        model.zero_grad()
-        logits = model(input_ids=batch.input_ids_bt, attention_mask=batch.attention_mask_bt, use_cache=False).logits
-        batch["labels_bt"][1:], batch["mask_bt"][1:] = -100, False
-        batch["student"] = Outputs(logits)
-        loss = SFT.fn(batch) / SFT.count(batch)
-        loss.backward()
-        found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])))
-    assert batch.input_ids_bt.shape[1] > 10 * len(made[0].ids)
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-6)
-
-
-def test_prompt_labels_change_nothing(models):
-    """Only what stands in the answer is a target: another next token inside the prompt is no other loss."""
-    made = encode(lessons(3), models[0].tokenizer, 256)
-    batch = collate([made[0], made[1], made[2]], 0)
-    prompts = [one.prompt for one in made]
-    assert all(not batch.mask_bt[b, : n - 1].any() and batch.mask_bt[b, n - 1] for b, n in enumerate(prompts))
-    assert int(batch.mask_bt.sum()) == sum(len(row["response"].split()) + 1 for row in lessons(3))
 
 
 def test_a_left_padding_tokenizer_trains_the_same(tmp_path, models):

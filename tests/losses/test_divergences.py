@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.losses.divergences import DIVERGENCES, divergence
+from limbeck.losses.divergences import DIVERGENCES, divergence, rule
 
 A = ((0.5, 0.3, 0.2), (0.4, 0.4, 0.2))
 B = ((0.4, 0.3, 0.15, 0.1, 0.05), (0.3, 0.2, 0.1, 0.2, 0.2))
@@ -34,6 +34,8 @@ GOLD = [
     ("chi-square", {}, 0.05, 0.2708333),
     ("forward-kl", {"temperature": 2}, 0.0059694, 0.0531487),
 ]
+
+ARGS = {"f-divergence": {"f": lambda ratio: ratio * ratio.log() - ratio + 1}}  # of those that have no default
 
 # p, q -> value, as the definitions read; kept apart from the code under test, which works with logarithms.
 NAIVE = {
@@ -115,8 +117,8 @@ numbers = st.lists(st.floats(-20, 20, allow_nan=False, width=32), min_size=4, ma
 @given(t=numbers, s=numbers)
 def test_at_least_zero_and_zero_at_equality(kind, t, s):
     t, s = torch.tensor([t], dtype=torch.float64), torch.tensor([s], dtype=torch.float64)
-    assert float(divergence(kind, t, s)) >= -1e-12
-    assert float(divergence(kind, t, t + 3.0)) == pytest.approx(0, abs=1e-10)
+    assert float(divergence(kind, t, s, **ARGS.get(kind, {}))) >= -1e-12
+    assert float(divergence(kind, t, t + 3.0, **ARGS.get(kind, {}))) == pytest.approx(0, abs=1e-10)
 
 
 @pytest.mark.parametrize("kind", DIVERGENCES)
@@ -125,7 +127,8 @@ def test_padding_changes_nothing(kind):
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     wide_t, wide_s = torch.cat([t, drawn(2, 30, 5, seed=9)], 1), torch.cat([s, drawn(2, 30, 5, seed=10)], 1)
     wide_mask = torch.cat([mask, torch.zeros(2, 30, dtype=mask.dtype)], 1)
-    assert divergence(kind, t, s, mask) == divergence(kind, wide_t, wide_s, wide_mask)
+    args = ARGS.get(kind, {})
+    assert divergence(kind, t, s, mask, **args) == divergence(kind, wide_t, wide_s, wide_mask, **args)
 
 
 @pytest.mark.parametrize("kind", DIVERGENCES)
@@ -133,11 +136,11 @@ def test_padding_changes_nothing(kind):
 def test_masked_nan_and_inf_reach_neither_value_nor_gradient(kind, bad):
     t, s = drawn(1, 2, 5, seed=11), drawn(1, 2, 5, seed=12)
     mask = torch.tensor([[True, False]])
-    clean = divergence(kind, t, s, mask)
+    clean = divergence(kind, t, s, mask, **ARGS.get(kind, {}))
     t[0, 1, 2] = bad
     s[0, 1, 1] = bad
     s.requires_grad_()
-    value = divergence(kind, t, s, mask)
+    value = divergence(kind, t, s, mask, **ARGS.get(kind, {}))
     (gradient,) = torch.autograd.grad(value, s)
     assert value == clean
     assert gradient.isfinite().all() and not gradient[0, 1].any() and gradient[0, 0].any()
@@ -146,7 +149,7 @@ def test_masked_nan_and_inf_reach_neither_value_nor_gradient(kind, bad):
 @pytest.mark.parametrize("kind", DIVERGENCES)
 def test_empty_mask_is_zero_with_zero_gradient(kind):
     s = drawn(1, 2, 5).requires_grad_()
-    value = divergence(kind, drawn(1, 2, 5, seed=1), s, torch.zeros(1, 2))
+    value = divergence(kind, drawn(1, 2, 5, seed=1), s, torch.zeros(1, 2), **ARGS.get(kind, {}))
     (gradient,) = torch.autograd.grad(value, s)
     assert value == 0 and not gradient.any()
 
@@ -157,9 +160,10 @@ def test_tokens_nobody_can_say_change_nothing(kind):
     t, s = drawn(2, 4, seed=13), drawn(2, 4, seed=14)
     out = torch.full((2, 1), -math.inf, dtype=torch.float64)
     wide = torch.cat([s, out], 1).requires_grad_()
-    value = divergence(kind, torch.cat([t, out], 1), wide)
+    args = ARGS.get(kind, {})
+    value = divergence(kind, torch.cat([t, out], 1), wide, **args)
     (gradient,) = torch.autograd.grad(value, wide)
-    assert value.item() == pytest.approx(float(divergence(kind, t, s)), rel=1e-12)
+    assert value.item() == pytest.approx(float(divergence(kind, t, s, **args)), rel=1e-12)
     assert gradient.isfinite().all()
 
 
@@ -177,6 +181,28 @@ def test_what_only_the_teacher_says(kind, infinite):
 
 def test_jsd_of_disjoint_is_log_2():
     assert float(divergence("jsd", logits((1, 0)), logits((0, 1)))) == pytest.approx(math.log(2))
+
+
+def test_f_divergences_are_what_their_f_says():
+    """f = t log t is forward KL, −log t reverse KL, ½|t − 1| total variation; f may have a pole at 0."""
+    named = {"forward-kl": lambda r: r * r.log(), "reverse-kl": lambda r: -r.log(), "tvd": lambda r: (r - 1).abs() / 2}
+    t, s = drawn(3, 5, seed=15), drawn(3, 5, seed=16).requires_grad_()
+    for kind, f in named.items():
+        values = divergence("f-divergence", t, s, f=f), divergence(kind, t, s)
+        torch.testing.assert_close(*values)
+        torch.testing.assert_close(*(torch.autograd.grad(value, s)[0] for value in values))
+    never = torch.tensor([[0.0, 1.0, -math.inf]], dtype=torch.float64)
+    value = divergence("f-divergence", never, s[:1, :3], f=named["forward-kl"])
+    assert value.item() == pytest.approx(divergence("forward-kl", never, s[:1, :3]).item())
+    assert torch.autograd.grad(value, s)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["forward-kl", "reverse-kl", "jsd", "skew-kl", "alpha-beta"])
+def test_fp32_keeps_its_precision_where_probabilities_vanish(kind):
+    """Logits of ±100: probabilities underflow, logarithms do not."""
+    t, s = 100 * drawn(4, 50, seed=17).clamp(-1, 1), 100 * drawn(4, 50, seed=18).clamp(-1, 1)
+    exact, near = (divergence(kind, t.to(dtype), s.to(dtype)) for dtype in (torch.float64, torch.float32))
+    assert near.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
 def test_normalizer_is_the_callers():
@@ -198,5 +224,7 @@ def test_unknown_names_are_errors_that_list_the_right_ones():
         divergence("kl", drawn(1, 5), drawn(1, 5))
     with pytest.raises(ValueError, match="'skew-kl' has no beta; it has alpha"):
         divergence("skew-kl", drawn(1, 5), drawn(1, 5), beta=0.5)
+    with pytest.raises(ValueError, match="no a; it has no arguments"):
+        rule("tvd", {"a": 1})
     with pytest.raises(ValueError, match="5 columns, the student's 6"):
         divergence("jsd", drawn(1, 5), drawn(1, 6))

@@ -282,7 +282,8 @@ def test_labels_make_a_classifier_with_a_seeded_head(hf, name):
     at = "classifier.weight" if name == "mlm" else "score.weight"
     assert heads[0][0][at].shape == (2, 32) and torch.equal(heads[0][0][at], heads[1][0][at])
     assert not torch.equal(heads[0][0][at], heads[2][0][at])
-    assert torch.equal(model.weights().state_dict()[at], heads[0][0][at])
+    for m, head in ((model, heads[0]), (other, heads[2])):
+        assert torch.equal(m.weights().state_dict()[at], head[0][at])
     body = next(key for key in heads[0][0] if key.endswith(("word_embeddings.weight", "embed_tokens.weight")))
     assert torch.equal(heads[0][0][body], hf(name).weights().state_dict()[body])
     digests = {heads[0][1], heads[2][1], hf(name).digest, hf(name, labels=["yes", "no"]).digest}

@@ -26,7 +26,11 @@ def test_padded_on_the_right_with_labels_one_token_ahead():
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert set(batch.inputs) == {"input_ids", "attention_mask"}
     assert batch.tokens_bt.tolist() == [[True, True, True], [True, False, False]]
-    assert (batch.labels_n.tolist(), batch.at_n.tolist(), batch.sequence_n.tolist()) == ([7, 8, 4], [1, 2, 3], [0, 0, 1])
+    assert (batch.labels_n.tolist(), batch.at_n.tolist(), batch.sequence_n.tolist()) == (
+        [7, 8, 4],
+        [1, 2, 3],
+        [0, 0, 1],
+    )
     assert batch.inputs["input_ids"].flatten()[batch.at_n].tolist() == [6, 7, 9]
     assert batch.inputs["input_ids"].dtype == batch.labels_n.dtype == torch.long
     assert (batch.group_s.tolist(), batch.real_g.tolist()) == ([0, 1], [True, True])
@@ -66,9 +70,20 @@ def test_the_teachers_view_has_its_own_prompt_and_the_same_labels_in_order(most)
     assert view.inputs["input_ids"].flatten()[:5].tolist() == [1, 2, 3, 6, 7]
 
 
+def test_earlier_turns_are_not_learned_where_the_teacher_has_a_prompt_of_its_own():
+    """The teacher never reads them there: a label of the student's would stand against none of its."""
+    talk = Row([example([5, 6, 7, 8], [0, 1, 0, 1], prompt=3)], teacher_prompt=torch.tensor([1, 2]))
+    cut = Row([example([5, 6, 7, 8], [0, 1, 1, 0], prompt=0)], teacher_prompt=torch.tensor([1, 2]))
+    batch = Layout()([talk, cut])
+    assert batch.teacher_view.labels_n.tolist() == batch.labels_n.tolist() == [8]
+    assert batch.real_g.tolist() == [True, False]
+
+
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(20, 40))
 def test_packed_sequences_never_overlap_nor_leave_their_row(sizes, most):
     starts, width, height = pack(sizes, most)
     places = [set(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
     assert width <= most and sum(map(len, places)) == len(set().union(*places)) == sum(sizes)
-    assert all(start // width == (start + size - 1) // width < height for start, size in zip(starts, sizes, strict=True))
+    assert all(
+        start // width == (start + size - 1) // width < height for start, size in zip(starts, sizes, strict=True)
+    )

@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 
 from limbeck.errors import LimbeckError
-from limbeck.losses import SFT, Loss, forward_kl
+from limbeck.losses import SFT, Loss, forward_kl, prefers
 from limbeck.models.fake import Fake
 from limbeck.table import Table
 from limbeck.train.hparams import Hparams, key
-from limbeck.train.objective import Objective, Text
+from limbeck.train.objective import Objective, Text, of
 
 ROWS = Table.from_rows([{"prompt": "w1", "response": "w2"}])
 STUDENT = Fake(lambda request: "", name="student")
@@ -34,7 +34,11 @@ def test_numbers_may_come_as_text_and_nonsense_is_an_error():
         ({"logging_steps": 0}, "logging_steps ≥ 1"),
         ({"num_train_epochs": 0}, "max_steps ≥ 1 or num_train_epochs > 0"),
         ({"max_length": 1}, "max_length ≥ 2"),
-        ({"bf16": True, "fp16": True}, "one precision"),
+        ({"fp16": True}, "use bf16=True"),
+        ({"quantize": "nf4"}, "with lora=; it got 'nf4'"),
+        ({"quantize": "int3", "lora": {"r": 4}}, "one of nf4, int8"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience ≥ 1"),
+        ({"fsdp": True}, "start it by torchrun"),
     ):
         with pytest.raises(LimbeckError, match=said):
             Hparams.of(wrong)
@@ -45,7 +49,7 @@ def test_names_and_defaults_are_those_of_transformers():
 
     theirs = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
     ours = {f.name: f.default for f in dataclasses.fields(Hparams)}
-    assert set(ours) - set(theirs) == {"max_length", "lora"}
+    assert set(ours) - set(theirs) == {"max_length", "lora", "quantize", "packing", "early_stopping_patience"}
     differ = {n for n, default in ours.items() if n in theirs and theirs[n] != default and (theirs[n] or default)}
     assert differ == {"seed", "eval_steps", "logging_steps"}
 
@@ -74,6 +78,7 @@ def test_the_key_changes_with_what_decides_the_weights():
             "seed": 1, "max_steps": 7, "num_train_epochs": 1, "learning_rate": 1, "lr_scheduler_type": "cosine",
             "lora": {"r": 4}, "max_length": 99, "bf16": True, "weight_decay": 0.1, "warmup_steps": 3, "optim": "sgd",
             "per_device_train_batch_size": 4, "max_grad_norm": 0.5, "neftune_noise_alpha": 5,
+            "early_stopping_patience": 2, "load_best_model_at_end": True,
         }.items()),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys) and all(len(k) == 32 for k in keys)
@@ -85,6 +90,7 @@ def test_the_key_does_not_change_with_what_does_not(monkeypatch):
     for name, value in {
         "logging_steps": 1, "save_steps": 7, "report_to": "wandb", "gradient_checkpointing": True, "use_cpu": True,
         "per_device_eval_batch_size": 1, "eval_steps": 3, "dataloader_num_workers": 2, "torch_compile": True,
+        "packing": True, "fsdp_config": {"version": 2}, "deepspeed": "ds.json",
     }.items():  # fmt: skip
         assert key_of(**{name: value}) == usual, name
     assert key_of(max_steps=3, num_train_epochs=1) == key_of(max_steps=3, num_train_epochs=2)
@@ -94,7 +100,7 @@ def test_the_key_does_not_change_with_what_does_not(monkeypatch):
 
 def test_the_key_of_a_users_loss_is_its_code():
     def scaled(factor):
-        return Loss(lambda batch: factor * batch.student.logits_btv.sum(), name="mine")
+        return Loss(lambda batch: factor * batch.student.logits_nv.sum(), name="mine")
 
     assert key_of(scaled(2)) == key_of(scaled(2)) != key_of(scaled(3))
 
@@ -104,15 +110,27 @@ def test_the_key_knows_the_code_of_training(monkeypatch, tmp_path):
 
     from limbeck.train import hparams
 
-    usual = key_of()
+    usual, prefer = key_of(), key_of(prefers())
     shutil.copytree(hparams.HOME, tmp_path / "train")
     shutil.copytree(hparams.HOME.parent / "losses", tmp_path / "losses")
     monkeypatch.setattr(hparams, "HOME", tmp_path / "train")
     assert key_of() == usual
-    with (tmp_path / "losses" / "divergence.py").open("a") as out:
+    with (tmp_path / "losses" / "preferences.py").open("a") as out:
         out.write("\n# changed\n")
-    assert key_of() == usual
-    assert key_of(Objective(forward_kl(), teacher=TEACHER)) != usual
+    assert key_of() == usual and key_of(prefers()) != prefer
     with (tmp_path / "train" / "encode.py").open("a") as out:
         out.write("\n# changed\n")
     assert key_of() != usual
+
+
+def test_rows_held_out_are_in_the_key_where_they_decide():
+    held_out, other = (Table.from_rows([{"prompt": "w1", "response": w}]) for w in ("w4", "w5"))
+
+    def with_rows(rows, objective=SFT, **given):
+        return key(STUDENT, ROWS, of(objective), Hparams.of(given), rows)
+
+    assert with_rows(held_out) == with_rows(None) == with_rows(held_out, eval_steps=3)
+    for how in ({"early_stopping_patience": 2}, {"load_best_model_at_end": True}):
+        assert len({with_rows(held_out, **how), with_rows(other, **how), with_rows(held_out, eval_steps=3, **how)}) == 3
+    rising = Objective(SFT, text=Text(student=0.1, rise=0.1))
+    assert with_rows(held_out, rising) != with_rows(other, rising)

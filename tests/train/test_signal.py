@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from limbeck.errors import LimbeckError
-from limbeck.losses import Batch, Outputs, forward_kl
+from limbeck.losses import Outputs, forward_kl
 from limbeck.models.hf import HF
 from limbeck.train import Objective, train
 from limbeck.train.collate import Layout

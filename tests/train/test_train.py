@@ -34,7 +34,7 @@ def test_a_trained_model_is_a_model_with_its_files_and_its_event(run, rows, stud
         f.name for f in path.iterdir()
     }
     assert [line["step"] for line in curve(model)] == [1, 3]
-    assert all(set(line) == {"step", "loss", "lr", "seconds"} for line in curve(model))
+    assert all(set(line) == {"step", "loss", "terms", "lr", "seconds"} for line in curve(model))
     (event,) = events_of(run, "train")
     assert event["steps"] == 3 and event["reused"] is False and event["path"] == f"models/{model.digest[:16]}"
     assert event["loss"] == curve(model)[-1]["loss"] and event["train_seconds"] > 0
@@ -176,9 +176,8 @@ def test_a_users_loss_and_its_unit(run, rows, student):
     """The mean over sequences of a sequence's summed loss, by ten lines of a user's own."""
 
     def summed(batch):
-        logp_btv = batch.student.logits_btv.log_softmax(-1)
-        labels_bt = batch.labels_bt.clamp_min(0)
-        return -(logp_btv.gather(-1, labels_bt[..., None])[..., 0] * batch.mask_bt).sum()
+        logp_nv = batch.student.logits_nv.log_softmax(-1)
+        return -logp_nv.gather(-1, batch.labels_n[:, None]).sum()
 
     by_token = train(student, rows, Loss(summed, name="mine"), **FEW)
     by_row = train(student, rows, Loss(summed, unit="sequence", name="mine"), **FEW)
@@ -189,7 +188,7 @@ def test_a_users_loss_and_its_unit(run, rows, student):
 
 
 def test_a_loss_that_is_no_number_stops(run, rows, student):
-    broken = Loss(lambda batch: batch.student.logits_btv.sum() * float("nan"), name="broken")
+    broken = Loss(lambda batch: batch.student.logits_nv.sum() * float("nan"), name="broken")
     with pytest.raises(LimbeckError, match="train stopped: the loss is nan at step 1; lower learning_rate"):
         train(student, rows, broken, **FEW)
     assert not events_of(run, "train")
