@@ -20,12 +20,15 @@ _WHERE = {  # module: the public names that it holds
     "prompt": "Prompt",
     "models.base": "Model Reply Request",
     "verbs": (
-        "Column ask assign concat converse cross dedup draw embed fields keep mean minus mix pair pick score shots"
-        " where"
+        "Column ask assign concat converse cross dedup draw embed fields keep mean minus mismatch mix pair pick rank"
+        " score shots where"
     ),
-    "train": "Objective Text teach train",
+    "train": "Objective Ramp Text prune teach train",
     "losses": "Loss",
-    "losses.named": "SFT diverges forward_kl jsd prefers ranks reverse_kl",
+    "losses.named": (
+        "SFT diverges forward_kl jsd kto prefers ranks reverse_kl reward_conditioned unlikelihood weighted_sft"
+    ),
+    "losses.features": "adapts filters resembles",
     "evals": "Report Task Verdict compare evaluate exact_answer",
     "recipe": "recipe variant",
     "report": "save",
@@ -34,12 +37,13 @@ _HOME = {name: module for module, names in _WHERE.items() for name in names.spli
 _MODULES = ("checks", "errors", "losses", "models", "parse", "recipes")
 
 __all__ = [
-    "ask", "assign", "BudgetError", "checks", "Column", "compare", "concat", "converse", "cross", "dedup", "diverges",
-    "draw", "Dropped", "embed", "errors", "evaluate", "exact_answer", "fields", "forward_kl", "Incomplete", "jsd",
-    "Judge", "keep", "LimbeckError", "Loss", "losses", "Many", "mean", "minus", "mix", "Model", "models",
-    "Objective", "op", "pair", "parse", "pick", "prefers", "Prompt", "ranks", "recipe", "recipes", "Reject", "Reply",
-    "Report", "Request", "reverse_kl", "Run", "save", "score", "SFT", "shots", "Table", "Task", "teach", "Text", "train",
-    "variant", "Verdict", "where",
+    "adapts", "ask", "assign", "BudgetError", "checks", "Column", "compare", "concat", "converse", "cross", "dedup",
+    "diverges", "draw", "Dropped", "embed", "errors", "evaluate", "exact_answer", "fields", "filters", "forward_kl",
+    "Incomplete", "jsd", "Judge", "keep", "kto", "LimbeckError", "Loss", "losses", "Many", "mean", "minus",
+    "mismatch", "mix", "Model", "models", "Objective", "op", "pair", "parse", "pick", "prefers", "Prompt", "prune",
+    "Ramp", "rank", "ranks", "recipe", "recipes", "Reject", "Reply", "Report", "Request", "resembles", "reverse_kl",
+    "reward_conditioned", "Run", "save", "score", "SFT", "shots", "Table", "Task", "teach", "Text", "train",
+    "unlikelihood", "variant", "Verdict", "weighted_sft", "where",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -48,7 +52,20 @@ if TYPE_CHECKING:
     from .evals import Report, Task, Verdict, compare, evaluate, exact_answer
     from .judges import Judge
     from .losses import Loss
-    from .losses.named import SFT, diverges, forward_kl, jsd, prefers, ranks, reverse_kl
+    from .losses.features import adapts, filters, resembles
+    from .losses.named import (
+        SFT,
+        diverges,
+        forward_kl,
+        jsd,
+        kto,
+        prefers,
+        ranks,
+        reverse_kl,
+        reward_conditioned,
+        unlikelihood,
+        weighted_sft,
+    )
     from .models.base import Model, Reply, Request
     from .op import Dropped, op
     from .parse import Many, Reject
@@ -57,11 +74,11 @@ if TYPE_CHECKING:
     from .report import save
     from .run import Run
     from .table import Table
-    from .train import Objective, Text, teach, train
+    from .train import Objective, Ramp, Text, prune, teach, train
     from .verbs.ask import ask
     from .verbs.converse import converse
     from .verbs.embed import embed
-    from .verbs.grade import mean, pair, score
+    from .verbs.grade import mean, mismatch, pair, rank, score
     from .verbs.shape import Column, assign, concat, cross, draw, fields, minus, shots, where
     from .verbs.sift import dedup, keep, mix, pick
 

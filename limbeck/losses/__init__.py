@@ -25,14 +25,18 @@ IGNORED = -100  # a label that no loss looks at
 _MATH = {  # module: its public functions
     "divergences": "divergence",
     "likelihood": "reward_conditioned sequence_logps sft unlikelihood weighted_sft",
-    "similarities": "attention_maps layer_map relations similarity",
+    "similarities": "Projection TaskFilter attention_maps layer_map relations similarity",
     "preferences": "aft dpo kto orpo simpo slic spin",
     "rankings": "pro rank_logits rrhf uld",
     "rewards": "process_reward reward reward_list",
     "policies": "policy_gradient ppo rl_objective",
     "heads": "Dense Head Term Tokens TopK each total",
 }
-_NAMED = "SFT diverges forward_kl jsd prefers ranks resembles reverse_kl"  # losses to train with
+_NAMED = {  # module: losses that a training takes; where a name is also one of the math, the latter is meant here
+    "named": "SFT diverges forward_kl jsd prefers ranks reverse_kl",
+    "features": "adapts filters resembles",
+}
+_HOME = {name: module for module, names in (_NAMED | _MATH).items() for name in names.split()}
 
 
 class Batch(dict[str, Any]):
@@ -170,7 +174,6 @@ COUNTS: "dict[str, Callable[[Batch], torch.Tensor]]" = {
 
 
 def __getattr__(name: str) -> Any:
-    for where, names in ((f"{__name__}.named", _NAMED), *((f"{__name__}.{m}", n) for m, n in _MATH.items())):
-        if name in names.split():
-            return getattr(importlib.import_module(where), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -37,14 +37,24 @@ class Head:
     low_rank: tuple[Tensor, Tensor, float] | None = None
 
     @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    def tensors(self) -> tuple[Any, ...]:
         """weight_vd, bias_v, A_rd, B_vr."""
         return (self.weight_vd, self.bias_v, *(self.low_rank[:2] if self.low_rank else (None, None)))
 
-    def of(self, weight_vd: Tensor, bias_v: Tensor | None, a_rd: Tensor | None, b_vr: Tensor | None) -> "Head":
+    def of(self, weight_vd: Any, bias_v: Any, a_rd: Any, b_vr: Any) -> "Head":
         """This head with other tensors."""
-        low_rank = (a_rd, b_vr, self.low_rank[2]) if self.low_rank and a_rd is not None and b_vr is not None else None
+        low_rank = (a_rd, b_vr, self.low_rank[2]) if self.low_rank else None
         return Head(weight_vd, bias_v, self.scale, self.softcap, low_rank)
+
+    @property
+    def bends(self) -> bool:
+        """Whether anything comes after the matrix product."""
+        return self.scale != 1 or bool(self.softcap)
+
+    @property
+    def identity(self) -> Any:
+        """Equal for two heads of the same tensors that say the same."""
+        return self.scale, self.softcap, self.low_rank and self.low_rank[2], *map(identity, self.tensors)
 
     def logits(self, hidden_nd: Tensor) -> Tensor:
         """All logits (..., V) at once, differentiable, in the type that the model would give."""
@@ -93,7 +103,7 @@ def each(hidden_nd: Tensor, head: Head | None, term: Term) -> Tensor:
     return Each.apply(sweep, *tensors)
 
 
-def parts(hidden_nd: Tensor, head: Head | None) -> tuple[Tensor | None, ...]:
+def parts(hidden_nd: Tensor, head: Head | None) -> tuple[Any, ...]:
     """All that may get a gradient."""
     return hidden_nd, *(map(full, head.tensors) if head else (None,) * 4)
 
@@ -206,39 +216,72 @@ class Sweep:
                 torch.zeros_like(tensor, dtype=tensor.dtype if tensor is hidden_nd else self.wide) if need else None
                 for tensor, need in zip(tensors, needs, strict=False)
             ]
-            # Alone, a term may write its gradient straight over the logits.
-            alone = len(lessons) == 1 and lessons[0].columns == student.columns and not student.bends
             for at in slices(len(hidden_nd), at_once(CHUNK, hidden_nd)):
                 logits_nv = student.chunk(at)
                 for teacher in teachers:
                     teacher.chunk(at)
                 into_nv = None if weights_kn is None else made[0][at] if self.head is None else logits_nv
                 size = max(1, at_once(TILE, logits_nv) // student.columns)
-                for rows in slices(len(logits_nv), len(logits_nv) if alone and lessons[0].whole(logits_nv) else size):
-                    slope_nv = None
-                    for lesson in lessons:
-                        wanted_nv = lesson.learn(
-                            student.bent(rows), rows, at.start, into_nv[rows] if alone and into_nv is not None else None
-                        )
-                        slope_nv = wanted_nv if slope_nv is None else slope_nv.add_(wanted_nv)
-                    if into_nv is not None:
-                        student.unbend(slope_nv, rows, into_nv)
+                if all(lesson.whole(logits_nv) for lesson in lessons) and alone(student, lessons):
+                    size = len(logits_nv)
+                for rows in slices(len(logits_nv), size):
+                    learn(student, lessons, rows, at.start, into_nv)
                 if into_nv is not None and self.head is not None:
-                    student.back(at, logits_nv, made)
+                    student.back(at, into_nv, made)
         return [lesson.values_n for lesson in lessons], made
+
+    def lessons(self, student: "Logits", weights_kn: Sequence[Tensor] | None) -> list[Lesson]:
+        """Terms that learn from one teacher share its logits."""
+        found: list[Lesson] = []
+        teachers: dict[Any, Logits] = {}
+        for k, term in enumerate(self.terms):
+            target, teacher, columns = term.target, None, student.columns
+            if isinstance(target, Dense):
+                said_nd, head = target.hidden_nd.detach(), target.head
+                columns = min(columns, len(head.weight_vd) if head else said_nd.shape[-1])
+                key = (columns, identity(said_nd), head and head.identity)
+                if key not in teachers:
+                    teachers[key] = Logits(said_nd, head, computed_in(said_nd, head), columns)
+                teacher = teachers[key]
+            values_n = student.hidden_nd.new_empty(term.positions, dtype=self.wide)
+            found.append(Lesson(term, columns, teacher, values_n, None if weights_kn is None else weights_kn[k]))
+        return found
+
+
+def learn(student: "Logits", lessons: Sequence[Lesson], rows: slice, start: int, into_nv: Tensor | None) -> None:
+    """Learns all terms at some rows of a chunk that starts at `start`, and writes the gradient of its logits."""
+    at, bent_nv, slope_nv = slice(start + rows.start, start + rows.stop), student.bent(rows), None
+    out_nv = into_nv[rows] if into_nv is not None and alone(student, lessons) else None
+    for lesson in lessons:
+        wanted_nv = lesson.learn(bent_nv, rows, at, out_nv)
+        if wanted_nv is not None and wanted_nv.shape != bent_nv.shape:
+            wanted_nv = torch.nn.functional.pad(wanted_nv, (0, student.columns - wanted_nv.shape[1]))
+        slope_nv = wanted_nv if slope_nv is None else slope_nv.add_(wanted_nv)
+    if into_nv is not None and slope_nv is not None and slope_nv.data_ptr() != into_nv[rows].data_ptr():
+        into_nv[rows] = student.unbend(slope_nv, bent_nv)
+
+
+def alone(student: "Logits", lessons: Sequence[Lesson]) -> bool:
+    """Whether what a term learns is the gradient of the product itself, so that it may stand in the logits' place."""
+    return len(lessons) == 1 and lessons[0].columns == student.columns and not (student.head and student.head.bends)
 
 
 class Logits:
     """A model's logits, a chunk of positions at a time, in a buffer that is used again; and the way back."""
 
+    weight_vd: Tensor
+    bias_v: Tensor | None
+    a_rd: Tensor | None
+    b_vr: Tensor
+
     def __init__(self, hidden_nd: Tensor, head: Head | None, dtype: torch.dtype, columns: int | None = None) -> None:
         self.hidden_nd, self.head = hidden_nd, head
+        self.columns = columns or (hidden_nd.shape[-1] if head is None else len(head.weight_vd))
         if head is None:
-            self.columns = columns or hidden_nd.shape[-1]
             return
-        tensors = (None if tensor is None else tensor.detach().to(dtype) for tensor in map(full, head.tensors))
+        tensors: Any = [None if tensor is None else tensor.detach().to(dtype) for tensor in map(full, head.tensors)]
         self.weight_vd, self.bias_v, self.a_rd, self.b_vr = tensors
-        self.columns = columns or len(self.weight_vd)
+        self.times = head.low_rank[2] if head.low_rank else 0.0
         rows = min(len(hidden_nd), at_once(CHUNK, hidden_nd))
         self.buffer_nv = hidden_nd.new_empty(rows, self.columns, dtype=dtype)
 
@@ -253,16 +296,16 @@ class Logits:
         if self.bias_v is not None:
             self.logits_nv += self.bias_v[: self.columns]
         if self.a_rd is not None:
-            self.low_nr = (self.h_nd @ self.a_rd.T).mul_(self.head.low_rank[2])
+            self.low_nr = (self.h_nd @ self.a_rd.T).mul_(self.times)
             self.logits_nv.addmm_(self.low_nr, self.b_vr[: self.columns].T)
         return self.logits_nv
 
     def bent(self, rows: slice) -> Tensor:
-        """Some rows of the chunk, as the model says them, in at least fp32."""
-        logits_nv = at_least_fp32(self.logits_nv[rows])
-        return self.head.bend(logits_nv) if self.head else logits_nv
+        """Some rows of the chunk, as the model says them."""
+        logits_nv = self.logits_nv[rows]
+        return self.head.bend(at_least_fp32(logits_nv)) if self.head and self.head.bends else logits_nv
 
-    def unbent(self, slope_nv: Tensor, bent_nv: Tensor) -> Tensor:
+    def unbend(self, slope_nv: Tensor, bent_nv: Tensor) -> Tensor:
         """The gradient of what comes out of the matrix product, from that of the logits."""
         if self.head and self.head.softcap:
             slope_nv.mul_(1 - (bent_nv / self.head.softcap) ** 2)
@@ -277,13 +320,15 @@ class Logits:
             add_product(weight_vd, slope_nv.T, self.h_nd)
         if b_vr is not None:
             add_product(b_vr, slope_nv.T, self.low_nr)
+        back_nd = None if hidden_nd is None else slope_nv @ self.weight_vd
         if self.a_rd is not None:
-            low_nr = (slope_nv @ self.b_vr).mul_(self.head.low_rank[2])
-        if a_rd is not None:
-            add_product(a_rd, low_nr.T, self.h_nd)
+            low_nr = (slope_nv @ self.b_vr).mul_(self.times)
+            if a_rd is not None:
+                add_product(a_rd, low_nr.T, self.h_nd)
+            if back_nd is not None:
+                back_nd.addmm_(low_nr, self.a_rd)
         if hidden_nd is not None:
-            back_nd = slope_nv @ self.weight_vd
-            hidden_nd[at] = back_nd if self.a_rd is None else back_nd.addmm_(low_nr, self.a_rd)
+            hidden_nd[at] = back_nd
 
 
 def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
@@ -291,8 +336,7 @@ def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
     if into.dtype == left.dtype:
         into.addmm_(left, right)
         return
-    rows = max(1, at_once(TILE, into) // into.shape[1])
-    for at in slices(len(into), rows):
+    for at in slices(len(into), max(1, at_once(TILE, into) // into.shape[1])):
         into[at] += left[at] @ right
 
 

@@ -88,7 +88,12 @@ def diverge_row(
 
 
 def diverge(
-    logits_nv: Tensor, teacher_nv: Tensor, rule: Rule, temperature: float, weight_n1: Tensor | None, out_nv: Tensor | None
+    logits_nv: Tensor,
+    teacher_nv: Tensor,
+    rule: Rule,
+    temperature: float,
+    weight_n1: Tensor | None,
+    out_nv: Tensor | None,
 ) -> Tensor:
     """The divergence (N,) between two models' logits; with weights, writes weight_n1 times its gradient to `out_nv`.
 

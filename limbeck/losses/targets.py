@@ -16,7 +16,7 @@ from torch import Tensor
 from .divergences import diverge, rule, without_last
 
 if TYPE_CHECKING:
-    from .heads import Head
+    from .heads import Head, Logits
 
 NEVER = -1e30  # the logit of what cannot be said; unlike −∞, it can be subtracted from itself
 
@@ -85,10 +85,14 @@ class Term:
 class Lesson:
     """One term, ready for tiles: a few positions with the student's logits and those of a dense target."""
 
-    def __init__(self, term: Term, columns: int, dtype: torch.dtype) -> None:
-        self.term, self.columns, self.dtype = term, columns, dtype
+    def __init__(
+        self, term: Term, columns: int, teacher: "Logits | None", values_n: Tensor, weights_n: Tensor | None
+    ) -> None:
+        self.term, self.columns, self.teacher, self.values_n = term, columns, teacher, values_n
+        self.dtype = values_n.dtype
+        self.weights_n1 = None if weights_n is None else (weights_n / term.temperature)[:, None]
         self.rule = rule(term.kind, term.args)
-        self.letters = None if isinstance(term.target, Dense) else Letters(term.target, term.without_n, columns, dtype)
+        self.letters: Any = None if teacher else Letters(term.target, term.without_n, columns, self.dtype)
         if self.letters and self.letters.tail == "missing":
             self.rule = without_last(self.rule)
 
@@ -98,36 +102,31 @@ class Lesson:
         makes = callable(self.rule.x) or self.term.without_n is not None
         return kernels is not None and not makes and (self.letters is not None or kernels.can(self.rule))
 
-    def learn(
-        self,
-        logits_nv: Tensor,
-        teacher_nv: Tensor | None,
-        at: slice,
-        weight_n1: Tensor | None = None,
-        out_nv: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The divergence at the positions `at` (N,), and weight_n1 times its gradient with respect to their logits.
+    def learn(self, logits_nv: Tensor, rows: slice, at: slice, out_nv: Tensor | None = None) -> Tensor | None:
+        """Sets `values_n` at the positions `at`, the teacher's `rows`, to the divergence; gives the weighed gradient.
 
-        Without weights there is no gradient. It may come in `out_nv`, if given; if that is the logits, they are gone.
+        Without weights there is none. It may come in `out_nv`, if given; if that is the logits, they are gone.
         """
         logits_nv = logits_nv[:, : self.columns]
-        weight_n1 = None if weight_n1 is None else weight_n1 / self.term.temperature
+        weight_n1 = None if self.weights_n1 is None else self.weights_n1[at]
         kernels = kernels_for(logits_nv)
-        if self.letters:
-            values_n, slope_nv = self.learn_letters(self.letters, kernels, logits_nv, at, weight_n1, out_nv)
+        if self.teacher is None:
+            values_n, slope_nv = self.learn_letters(kernels, logits_nv, at, weight_n1, out_nv)
         elif kernels and kernels.can(self.rule):
-            logits_nv, teacher_nv, slope_nv = self.left(logits_nv, at), self.left(teacher_nv, at), out_nv
+            logits_nv, teacher_nv = self.left(logits_nv, at), self.left(self.teacher.bent(rows), at)
+            slope_nv = out_nv
             if weight_n1 is not None and out_nv is None:
                 slope_nv = torch.empty_like(logits_nv, dtype=self.dtype)
             values_n = kernels.diverge(logits_nv, teacher_nv, self.rule, self.term.temperature, weight_n1, slope_nv)
         else:
-            log_p_nv = self.left(self.softened(teacher_nv), at).log_softmax(-1)
+            log_p_nv = self.left(self.softened(self.teacher.bent(rows)), at).log_softmax(-1)
             logits_nv = self.left(self.softened(logits_nv), at)
             out_nv = out_nv if out_nv is not None and out_nv.dtype == self.dtype else None
             values_n, slope_nv = diverge(logits_nv, log_p_nv, self.rule, weight_n1, out_nv)
-        if slope_nv is not None and self.term.weight_n is not None:
+        if slope_nv is not None and weight_n1 is not None and self.term.weight_n is not None:
             slope_nv.masked_fill_(weight_n1 == 0, 0)
-        return values_n, slope_nv
+        self.values_n[at] = values_n
+        return slope_nv
 
     def softened(self, logits_nv: Tensor) -> Tensor:
         """In the type of the softmax, over the temperature."""
@@ -141,7 +140,6 @@ class Lesson:
 
     def learn_letters(
         self,
-        letters: "Letters",
         kernels: ModuleType | None,
         logits_nv: Tensor,
         at: slice,
@@ -149,7 +147,8 @@ class Lesson:
         out_nv: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """A divergence over the letters; what it wants of the rest's logit is shared out as the softmax does it."""
-        ids_nk, none_nk, temperature = letters.ids_nk[at], letters.none_nk[at], self.term.temperature
+        letters, temperature = self.letters, self.term.temperature
+        ids_nk, none_nk = letters.ids_nk[at], letters.none_nk[at]
         given_nv, logits_nv = logits_nv, self.left(logits_nv if kernels else self.softened(logits_nv), at)
         chosen_nk = logits_nv.gather(-1, ids_nk)
         logits_nl = (self.softened(chosen_nk) if kernels else chosen_nk).masked_fill(none_nk, NEVER)
@@ -191,9 +190,9 @@ def kernels_for(logits_nv: Tensor) -> ModuleType | None:
 
 
 class Letters:
-    """A target that knows K tokens at each position, as a distribution over them and, unless renormalised, the rest."""
+    """Tokens or TopK, which know K tokens at each position, as a distribution over them and, unless renormalised, the rest."""
 
-    def __init__(self, target: Tokens | TopK, without_n: Tensor | None, columns: int, dtype: torch.dtype) -> None:
+    def __init__(self, target: Any, without_n: Tensor | None, columns: int, dtype: torch.dtype) -> None:
         if isinstance(target, Tokens):
             target = TopK(target.labels_n[:, None], target.labels_n.new_zeros(len(target.labels_n), 1, dtype=dtype))
         self.tail = target.tail

@@ -16,9 +16,10 @@ from . import checkpoint
 from . import hparams as hparams_module
 from . import objective as objectives
 from .hparams import Hparams
-from .objective import Objective, Text
+from .objective import Objective, Ramp, Text
+from .prune import prune
 
-__all__ = ["Hparams", "Objective", "Text", "teach", "train"]
+__all__ = ["Hparams", "Objective", "Ramp", "Text", "prune", "teach", "train"]
 
 
 def train(

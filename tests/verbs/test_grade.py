@@ -4,6 +4,7 @@ import pytest
 
 import limbeck as lb
 from limbeck.models.fake import Fake
+from limbeck.verbs.grade import mismatch, rank
 
 
 @pytest.fixture
@@ -53,3 +54,48 @@ def test_pair_takes_best_and_worst_and_no_ties(run):
     assert [r["rejected"] for r in drawn] == ["a"]
     with pytest.raises(lb.LimbeckError, match="worst"):
         lb.pair(lb.Table.from_rows(rows), rejected="last")
+
+
+def test_rank_gathers_a_prompts_replies_best_first(run):
+    rows = [
+        {"prompt": "p", "response": r, "score": s, "who": "x"}
+        for r, s in [("a", 1), ("b", 3.0), ("c", None), ("d", 2.0), ("e", 3.0)]
+    ]
+    rows += [{"prompt": "q", "response": r, "score": 1.0} for r in "fg"] + [{"prompt": "r", "response": "h"}]
+    made = rank(lb.Table.from_rows(rows))
+    assert list(made) == [
+        {"prompt": "p", "responses": ["b", "e", "d", "a"], "scores": [3.0, 3.0, 2.0, 1.0], "who": "x"}
+    ]
+    assert made.meta["counts"]["rejected"] == {"no score": 2, "no order: nothing in its group is better": 2}
+    assert made.meta["counts"]["in"] == 4 + 4, "of a group that makes a row, all others are lost with a reason"
+
+
+def test_a_random_rejected_reply_is_drawn_by_the_prompt_and_the_seed_alone(run):
+    rows = [{"prompt": f"p{i}", "response": f"{i}{r}", "score": float(r)} for i in range(30) for r in range(5)]
+    whole = {row["prompt"]: row["rejected"] for row in lb.pair(lb.Table.from_rows(rows), rejected="random", seed=1)}
+    part = {row["prompt"]: row["rejected"] for row in lb.pair(lb.Table.from_rows(rows[60:]), rejected="random", seed=1)}
+    assert part == {prompt: one for prompt, one in whole.items() if prompt in part} and len(part) == 18
+    assert {one[-1] for one in whole.values()} == set("0123"), "any of the rest, and never the best"
+    other = {row["prompt"]: row["rejected"] for row in lb.pair(lb.Table.from_rows(rows), rejected="random", seed=2)}
+    assert other != whole
+
+
+@pytest.mark.parametrize(
+    ("prompts", "partners"),
+    [
+        ("abc", "120"),  # the next row, in a circle
+        ("aab", "220"),  # and never one with the same prompt
+        ("abb", "100"),
+        ("aba", "121"),
+        ("aabba", "22442"),
+    ],
+)
+def test_mismatch_takes_the_reply_to_another_prompt(prompts, partners, run):
+    rows = [{"prompt": p, "response": str(i)} for i, p in enumerate(prompts)]
+    made = list(mismatch(lb.Table.from_rows(rows)))
+    assert [row["responses"] for row in made] == [[str(i), partner] for i, partner in enumerate(partners)]
+
+
+def test_mismatch_wants_a_second_prompt(run):
+    made = mismatch(lb.Table.from_rows([{"prompt": "a", "response": r} for r in "xy"]))
+    assert len(made) == 0 and made.meta["counts"]["rejected"] == {"no other prompt": 2}
