@@ -51,13 +51,13 @@ def trainings(monkeypatch):
 
 
 def judge(request) -> str:
-    """Scores a reply by the number that it ends in; writes w1 when asked anything else."""
+    """Scores replies side by side by the digit they end in, one alone by whether it has w1; else writes w1."""
     asked = request.messages[-1]["content"]
     if "asked several assistants" in asked:
         replies = asked.split("\n[")[1:]
-        return json.dumps({"scores": [1 + int(reply.split("]\n")[1].split()[0][-1]) % 5 for reply in replies]})
+        return json.dumps({"scores": [1 + int(reply.split("]\n")[1].split("\n")[0][-1]) % 5 for reply in replies]})
     if "How good is this reply?" in asked:
-        return f"Fine. Score: {1 + asked.count('w1')}"
+        return f"Fine. Score: {1 + asked.split('replied:')[1].count('w1')}"
     return "w1"
 
 
@@ -92,7 +92,7 @@ def test_zephyr_prefers_the_best_to_any_other_from_where_sft_ended(trainings, tm
     for row in pairs:
         assert int(row["chosen"][-1]) % 5 > int(row["rejected"][-1]) % 5
         assert row["chosen_score"] == 1 + int(row["chosen"][-1]) % 5, "the mean of four equal aspects"
-    assert {row["chosen"].split()[0] for row in pairs} > {"a"}
+    assert len({row["chosen"].split()[0] for row in pairs}) > 1, "any writer's"
 
 
 def test_zephyrs_own_student_writes_where_there_are_no_writers(trainings, tmp_path):

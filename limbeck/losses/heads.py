@@ -212,7 +212,7 @@ class Sweep:
             student = Logits(hidden_nd, self.head and self.head.of(*tensors[1:]), self.dtype)
             lessons = self.lessons(student, weights_kn)
             teachers = {id(lesson.teacher): lesson.teacher for lesson in lessons if lesson.teacher}.values()
-            made = [
+            made: list[Any] = [
                 torch.zeros_like(tensor, dtype=tensor.dtype if tensor is hidden_nd else self.wide) if need else None
                 for tensor, need in zip(tensors, needs, strict=False)
             ]
@@ -250,7 +250,8 @@ class Sweep:
 
 def learn(student: "Logits", lessons: Sequence[Lesson], rows: slice, start: int, into_nv: Tensor | None) -> None:
     """Learns all terms at some rows of a chunk that starts at `start`, and writes the gradient of its logits."""
-    at, bent_nv, slope_nv = slice(start + rows.start, start + rows.stop), student.bent(rows), None
+    at, bent_nv = slice(start + rows.start, start + rows.stop), student.bent(rows)
+    slope_nv: Any = None
     out_nv = into_nv[rows] if into_nv is not None and alone(student, lessons) else None
     for lesson in lessons:
         wanted_nv = lesson.learn(bent_nv, rows, at, out_nv)
@@ -327,7 +328,7 @@ class Logits:
                 add_product(a_rd, low_nr.T, self.h_nd)
             if back_nd is not None:
                 back_nd.addmm_(low_nr, self.a_rd)
-        if hidden_nd is not None:
+        if hidden_nd is not None and back_nd is not None:
             hidden_nd[at] = back_nd
 
 

@@ -190,7 +190,7 @@ def kernels_for(logits_nv: Tensor) -> ModuleType | None:
 
 
 class Letters:
-    """Tokens or TopK, which know K tokens at each position, as a distribution over them and, unless renormalised, the rest."""
+    """Tokens or TopK: a distribution over the K tokens that it knows at each position and, mostly, the rest."""
 
     def __init__(self, target: Any, without_n: Tensor | None, columns: int, dtype: torch.dtype) -> None:
         if isinstance(target, Tokens):

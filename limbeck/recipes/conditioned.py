@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from limbeck import Model, Table, ask, assign, concat, fields, recipe, teach
-from limbeck.losses.named import weighted_sft
+from limbeck import Model, Table, ask, assign, concat, fields, recipe, teach, weighted_sft
 
 
 @recipe(

@@ -17,13 +17,13 @@ from limbeck import (
     keep,
     pair,
     prefers,
+    rank,
     ranks,
     recipe,
     score,
     train,
     variant,
 )
-from limbeck.verbs.grade import rank
 
 
 @recipe(

@@ -17,7 +17,7 @@ from . import hparams as hparams_module
 from . import objective as objectives
 from .hparams import Hparams
 from .objective import Objective, Ramp, Text
-from .prune import prune
+from .pruning import prune
 
 __all__ = ["Hparams", "Objective", "Ramp", "Text", "prune", "teach", "train"]
 

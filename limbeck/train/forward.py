@@ -160,7 +160,7 @@ def isolates(model: Any) -> bool:
     """
     device, vocabulary = next(model.parameters()).device, model.config.get_text_config().vocab_size
     ids = torch.arange(1, 17, device=device).view(2, 8) % vocabulary
-    # The first sequences change places: no expert of a mixture gets more tokens than before, so nothing is rounded anew.
+    # The first sequences change places: no expert of a mixture gets more tokens, so nothing is rounded anew.
     swapped = torch.cat([ids[:, :3].flip(0), ids[:, 3:]], 1)
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]] * 2, device=device)
     try:

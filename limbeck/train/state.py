@@ -32,7 +32,7 @@ def gathered(model: Any, here: bool = True) -> dict[str, torch.Tensor]:
     for name, tensor in learned(model):
         whole = tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
         if here:
-            found[name] = whole.cpu().contiguous()
+            found[name] = whole.cpu().clone(memory_format=torch.contiguous_format)
     return found
 
 

@@ -269,7 +269,7 @@ def _trained(trainer: Trainer, student: "HF", hparams: Hparams) -> Any:
     here = trainer.args.should_save
     if hasattr(trainer.inner, state.OWN):  # the losses' own weights are none of the student's: they lie beside it
         own = state.gathered(getattr(trainer.inner, state.OWN), here)
-        if here:
+        if own:
             torch.save(own, Path(str(trainer.args.output_dir)) / LOSSES)
         delattr(trainer.inner, state.OWN)
     if trainer.is_deepspeed_enabled:

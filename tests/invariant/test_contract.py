@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from limbeck.losses import SFT, Loss, Outputs, forward_kl, prefers, reverse_kl
+from limbeck.losses import SFT, Batch, Loss, Outputs, forward_kl, prefers, reverse_kl
 from limbeck.losses.heads import Head, total
 from limbeck.models.hf import HF
 from limbeck.run import Run
@@ -87,7 +87,10 @@ def by_hand(five, term):
 @pytest.mark.parametrize("term", ["sft", "forward", "reverse"])
 def test_loss_and_gradient_are_a_sum_over_positions_written_out_by_hand(five, run, term, packing):
     objectives = {"sft": Objective(SFT)}
-    objectives |= {"forward": Objective(forward_kl(), teacher=five[1]), "reverse": Objective(reverse_kl(), teacher=five[1])}
+    objectives |= {
+        "forward": Objective(forward_kl(), teacher=five[1]),
+        "reverse": Objective(reverse_kl(), teacher=five[1]),
+    }
     split = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
     split = {"per_device_train_batch_size": 3} if packing else split
     made = train(five[0], ROWS, objectives[term], **STEP, **split, packing=packing, max_length=16)
@@ -145,15 +148,14 @@ def test_a_prompt_ten_times_as_long_does_not_dilute_the_loss(run, student, tmp_p
 def test_what_a_model_says_inside_the_prompt_is_no_part_of_the_loss(student):
     """Other hidden states there, so other predictions of the prompt's tokens: the same loss; at the answer, another."""
     model, batch = student.weights(trainable=True), Layout()(list(encode(lessons(3), student.tokenizer, 256)))
+    reader = Reader(model)
     inputs = batch.inputs["input_ids"]
     begins = (inputs == student.tokenizer.convert_tokens_to_ids("<bot>")).int().cumsum(1)
     where = {"nowhere": begins < 0, "prompt": begins == 0, "answer": begins > 0}
     losses = {}
     for name, at in where.items():
         hook = model.model.norm.register_forward_hook(lambda *seen, at=at: seen[-1] + 3.0 * at[..., None])
-        seen = Reader(model)
-        seen = seen(batch)
-        batch["student"] = seen
+        seen = reader(batch)
         losses[name] = total(seen.hidden_nd, seen.head, SFT.fn(batch))[0].item()
         hook.remove()
     assert losses["prompt"] == losses["nowhere"] != losses["answer"]
@@ -190,13 +192,21 @@ def test_a_first_gradient_in_fp32_is_the_same_to_1e_5_however_the_step_is_split(
 # References and teachers.
 
 PAIRS = [{"prompt": r["prompt"], "chosen": r["response"], "rejected": "w1 w2"} for r in lessons(6)]
-PLACES = [[], []]  # what the loss below was told, by the student and by the reference
 
 
-def noted(batch):
-    PLACES[0].append((batch.inputs, batch.at_n, batch.labels_n, batch.student.logps_n.detach()))
-    PLACES[1].append(batch.reference.logps_n)
-    return -batch.student.logps_n.sum()
+class Noted:
+    """Minus the log-likelihood; keeps what it was told at every step."""
+
+    digest = "noted"  # the same loss, whatever it has kept
+
+    def __init__(self):
+        self.batches, self.students, self.references = [], [], []
+
+    def __call__(self, batch):
+        self.batches.append(Batch(inputs=batch.inputs, at_n=batch.at_n, labels_n=batch.labels_n))
+        self.students.append(batch.student.logps_n.detach())
+        self.references.append(batch.reference.logps_n)
+        return -batch.student.logps_n.sum()
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 2}])
@@ -206,72 +216,68 @@ def test_the_reference_of_an_already_trained_adapter_is_its_snapshot(run, studen
     first = train(student, lessons(12), lora={"r": 2}, max_steps=5, learning_rate=0.1, use_cpu=True)
     if kind == "adapter":
         first = HF(student.path, adapter=Path(first.path) / "adapter", device="cpu")
-    told, PLACES[0], PLACES[1] = PLACES, [], []
-    loss = Loss(noted, needs=("student.logps", "reference.logps"), unit="sequence")
+    noted = Noted()
+    loss = Loss(noted, needs=("student.logps", "reference.logps"), name="noted")
     train(first, lessons(4), loss, **STEP | {"max_steps": 4}, per_device_train_batch_size=2, lora=lora)
     snapshot, base = Reader(first.weights()), Reader(student.weights())
+    assert len(noted.batches) == 4
     with torch.no_grad():
-        for (inputs, at_n, labels_n, _), reference in zip(*told, strict=True):
-            batch = type(Layout()([blank_row()]))(inputs=inputs, at_n=at_n, labels_n=labels_n)
+        for batch, reference in zip(noted.batches, noted.references, strict=True):
             assert torch.equal(reference, snapshot(batch).logps_n)
             assert not torch.allclose(reference, base(batch).logps_n, atol=1e-2)
-    assert len(told[1]) == 4
-    assert torch.equal(told[0][0][3], told[1][0]) and not torch.allclose(told[0][-1][3], told[1][-1], atol=1e-3)
-
-
-def blank_row():
-    return Row([Example(torch.tensor([1, 2]).int(), torch.tensor([False, True]), 1)])
+    assert torch.equal(noted.students[0], noted.references[0])
+    assert not torch.allclose(noted.students[-1], noted.references[-1], atol=1e-3)
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 2}])
 def test_dpo_is_exactly_log_2_at_the_first_step(run, student, lora):
-    made = train(student, PAIRS, prefers("sigmoid"), **STEP | {"max_steps": 2}, per_device_train_batch_size=6, lora=lora)
+    made = train(
+        student, PAIRS, prefers("sigmoid"), **STEP | {"max_steps": 2}, per_device_train_batch_size=6, lora=lora
+    )
     first, second = (line["loss"] for line in curve(made)[:2])
     assert first == float(torch.tensor(2.0).log()) and second < first
 
 
-def modes(batch):
-    MODES.append([batch.module.student().training, *(m.training for m in MODELS)])
-    return -batch.student.logps_n.sum() * (batch.teacher.logps_n.mean() / batch.reference.logps_n.mean()).exp()
+class Offset(torch.nn.Module):
+    """Weights of a loss: part of the student while it trains, and so in its mode."""
 
-
-MODES, MODELS = [], []
-
-
-class Held(torch.nn.Module):
     def __init__(self, *_):
         super().__init__()
         self.offset = torch.nn.Parameter(torch.zeros(3))
-
-    def student(self):
-        return self  # in the mode of the student, whose part it is
 
 
 def test_training_mode_is_the_students_alone(run, student, tmp_path):
     """With dropout in all three, a frozen model that followed the student into training would be noise."""
     frozen = [HF(checkpoint(tmp_path / n, seed=4, dropout=0.5), name=n, device="cpu") for n in ("teacher", "reference")]
-    MODES.clear(), MODELS.clear()
-    MODELS.extend(one.weights().train() for one in frozen)
-    loss = Loss(modes, needs=("student.logps", "teacher.logps", "reference.logps"), modules=Held)
+    weights, modes = [one.weights().train() for one in frozen], []
+
+    class Modes:
+        digest = "modes"
+
+        def __call__(self, batch):
+            modes.append([batch.module.training, *(one.training for one in weights)])
+            return -(batch.student.logps_n + batch.teacher.logps_n + batch.reference.logps_n).sum()
+
+    loss = Loss(Modes(), ("student.logps", "teacher.logps", "reference.logps"), name="modes", modules=Offset)
     train(student, lessons(4), Objective(loss, teacher=frozen[0], reference=frozen[1]), **STEP)
-    assert MODES == [[True, False, False]]
+    assert modes == [[True, False, False]]
 
 
-def offset(batch):
-    return -(batch.student.logps_n.sum() * batch.module.offset.sub(1).pow(2).sum())
+def test_a_losss_own_weights_are_trained_and_no_part_of_the_student(run, student):
+    from transformers import AutoModelForCausalLM
 
+    class Drawn:
+        digest, seen = "drawn", []
 
-def test_a_losss_own_weights_are_trained_and_not_exported(run, student):
-    seen = []
+        def __call__(self, batch):
+            self.seen.append(batch.module.offset.detach().clone())
+            return -(batch.student.logps_n.sum() * batch.module.offset.sub(1).pow(2).sum())
 
-    def watched(batch):
-        seen.append(batch.module.offset.detach().clone())
-        return offset(batch)
-
-    made = train(student, lessons(4), Loss(watched, ("student.logps",), modules=Held), **STEP | {"max_steps": 3})
-    assert len(seen) == 3 and float((seen[-1] - seen[0]).abs().max()) > 1e-3
+    made = train(student, lessons(4), Loss(Drawn(), ("student.logps",), modules=Offset), **STEP | {"max_steps": 3})
+    assert len(Drawn.seen) == 3 and float((Drawn.seen[-1] - Drawn.seen[0]).abs().max()) > 1e-3
     assert weights_of(made).keys() == weights_of(student).keys()
-    assert not [f.name for f in Path(made.path).iterdir() if "limbeck" in f.name or "offset" in f.read_text("latin-1")]
+    _, found = AutoModelForCausalLM.from_pretrained(made.path, output_loading_info=True)
+    assert not found["unexpected_keys"] and not found["missing_keys"]
 
 
 # Precision.

@@ -544,3 +544,12 @@ def test_errors():
 
 def test_all_kinds_are_tested_here():
     assert {kind for kind, _, _ in KINDS if isinstance(kind, str)} == set(DIVERGENCES)
+
+
+def test_callers_tensors_are_left_alone():
+    logits, teacher = drawn(N, V, dtype=torch.float32).requires_grad_(), drawn(N, V, seed=1, dtype=torch.float32)
+    before = logits.detach().clone(), teacher.clone()
+    for target in (Dense(teacher), target_of("tokens"), target_of("bucket")):
+        total(logits, None, [Term(target)])[0].backward()
+        each(logits, None, Term(target)).sum().backward()
+    assert torch.equal(logits, before[0]) and torch.equal(teacher, before[1])

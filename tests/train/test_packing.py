@@ -82,7 +82,7 @@ def test_what_does_not_keep_sequences_apart_is_refused(name):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_probe_sees_the_least_leak(kind, settings, dtype):
-    """Untrained weights of size 0.02: what BERT's, Bloom's and LFM2's convolutions let through changes the 5th digit."""
+    """Untrained weights of size 0.02: what BERT, Bloom and LFM2's convolutions let through is in the 5th digit."""
     if kind.startswith("Lfm2"):
         settings = settings | {"layer_types": ["conv", "full_attention"]}
     cls = getattr(transformers, kind)
@@ -108,10 +108,12 @@ def pairs():
 
 
 def lists():
-    return [
-        {"prompt": r["prompt"], "responses": [r["response"], "w1", "w2 w3"][: 2 + i % 2], "scores": [3, 1, 2][: 2 + i % 2]}
-        for i, r in enumerate(lessons(12))
-    ]  # fmt: skip
+    rows = []
+    for i, row in enumerate(lessons(12)):
+        count = 2 + i % 2
+        answers = {"responses": [row["response"], "w1", "w2 w3"][:count], "scores": [3, 1, 2][:count]}
+        rows.append({"prompt": row["prompt"], **answers})
+    return rows
 
 
 @pytest.mark.parametrize("kind", ["sft", "kl", "lora", "pairs", "pairs, lora", "lists"])

@@ -14,7 +14,6 @@ from limbeck.models.hf import HF
 from limbeck.run import Run
 from limbeck.table import Table
 from limbeck.train import Objective, train
-from limbeck.verbs.grade import mismatch
 
 from .conftest import weights_of
 
@@ -117,7 +116,7 @@ def test_a_ranking_orders_likelihoods_as_scores(kind, run, student):
 
 def test_kto_tells_good_answers_from_bad_ones_without_pairs(run, student):
     rows = [{"prompt": f"w{i} w3", "response": f"w{i + 9} w{i}", "label": int(i % 2 == 0)} for i in range(8)]
-    model = train(student, mismatch(Table.from_rows(rows)), named.kto(beta=0.5), **FEW | {"max_steps": 12})
+    model = train(student, lb.mismatch(Table.from_rows(rows)), named.kto(beta=0.5), **FEW | {"max_steps": 12})
     gains = [logp(model, r["prompt"], r["response"]) - logp(student, r["prompt"], r["response"]) for r in rows]
     assert losses(model)[0] == pytest.approx(0.5, abs=1e-6), "σ(0): the student is its reference"
     assert min(g for g, r in zip(gains, rows, strict=True) if r["label"]) > 1

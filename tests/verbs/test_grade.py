@@ -4,7 +4,6 @@ import pytest
 
 import limbeck as lb
 from limbeck.models.fake import Fake
-from limbeck.verbs.grade import mismatch, rank
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_rank_gathers_a_prompts_replies_best_first(run):
         for r, s in [("a", 1), ("b", 3.0), ("c", None), ("d", 2.0), ("e", 3.0)]
     ]
     rows += [{"prompt": "q", "response": r, "score": 1.0} for r in "fg"] + [{"prompt": "r", "response": "h"}]
-    made = rank(lb.Table.from_rows(rows))
+    made = lb.rank(lb.Table.from_rows(rows))
     assert list(made) == [
         {"prompt": "p", "responses": ["b", "e", "d", "a"], "scores": [3.0, 3.0, 2.0, 1.0], "who": "x"}
     ]
@@ -92,10 +91,10 @@ def test_a_random_rejected_reply_is_drawn_by_the_prompt_and_the_seed_alone(run):
 )
 def test_mismatch_takes_the_reply_to_another_prompt(prompts, partners, run):
     rows = [{"prompt": p, "response": str(i)} for i, p in enumerate(prompts)]
-    made = list(mismatch(lb.Table.from_rows(rows)))
+    made = list(lb.mismatch(lb.Table.from_rows(rows)))
     assert [row["responses"] for row in made] == [[str(i), partner] for i, partner in enumerate(partners)]
 
 
 def test_mismatch_wants_a_second_prompt(run):
-    made = mismatch(lb.Table.from_rows([{"prompt": "a", "response": r} for r in "xy"]))
+    made = lb.mismatch(lb.Table.from_rows([{"prompt": "a", "response": r} for r in "xy"]))
     assert len(made) == 0 and made.meta["counts"]["rejected"] == {"no other prompt": 2}

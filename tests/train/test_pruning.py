@@ -13,7 +13,7 @@ from limbeck.models import get
 from limbeck.models.fake import Fake
 from limbeck.models.hf import HF
 from limbeck.plan import DryRun, Plan
-from limbeck.train.prune import prune
+from limbeck.train.pruning import prune
 
 from .conftest import events_of, word_tokenizer
 
