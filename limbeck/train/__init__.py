@@ -27,7 +27,7 @@ def train(
     rows: "Table | Iterable[dict[str, Any]]",
     objective: Objective | Loss = SFT,
     *,
-    eval_rows: "Table | None" = None,
+    eval_rows: "Table | Iterable[dict[str, Any]] | None" = None,
     **hparams: Any,
 ) -> base.Model:
     """Trains a copy of the student on rows with `prompt` and `response` (or `messages`), once: run again, it is reused.
@@ -44,6 +44,7 @@ def train(
     whole = objectives.of(objective)
     student = get(student) if isinstance(student, str) else student
     rows = rows if isinstance(rows, Table) else Table.from_rows(rows)
+    eval_rows = eval_rows if isinstance(eval_rows, Table | None) else Table.from_rows(eval_rows)
     objectives.check(student, rows, whole)
     if eval_rows is not None:
         for term in whole.terms:

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 
@@ -68,15 +68,22 @@ def _texts(
     n = len(found)
     if teacher_prompt is not None:
         found.append(_pieces(tokenizer, {"prompt": row.get(teacher_prompt)}, answers=False))
-    numbers: dict[str, list[float]] = {}
-    for name in columns:
-        value = row.get(name)
-        numbers[name] = list(value) if isinstance(value, list) else [value] * n
-        if len(numbers[name]) != n or not all(isinstance(v, int | float) for v in numbers[name]):
-            found.append(Reject(f"{name} is no number for each answer"))
+    if isinstance(kept := numbers(row, columns, n), Reject):
+        found.append(kept)
     if (why := next((one for one in found if isinstance(one, Reject)), None)) is not None:
         return why
-    return Texts([one for one in found if not isinstance(one, Reject)], n, numbers)
+    return Texts([one for one in found if not isinstance(one, Reject)], n, cast(Any, kept))
+
+
+def numbers(row: dict[str, Any], columns: Sequence[str], sequences: int) -> dict[str, list[float]] | Reject:
+    """The row's numbers that a loss reads, one for each sequence."""
+    found: dict[str, list[float]] = {}
+    for name in columns:
+        value = row.get(name)
+        found[name] = list(value) if isinstance(value, list) else [value] * sequences
+        if len(found[name]) != sequences or not all(isinstance(v, int | float) for v in found[name]):
+            return Reject(f"{name} is no number for each answer")
+    return found
 
 
 def forms(row: dict[str, Any], form: str) -> list[dict[str, Any]]:

@@ -4,19 +4,21 @@ import pytest
 import torch
 
 from limbeck.errors import LimbeckError
-from limbeck.losses import Outputs, forward_kl
+from limbeck.losses import Loss, Outputs, forward_kl
 from limbeck.models.hf import HF
 from limbeck.train import Objective, train
 from limbeck.train.collate import Layout
 from limbeck.train.encode import encode
-from limbeck.train.signal import Live, aligned, check_vocabularies, token_bytes
+from limbeck.train.examples import Example, Row
+from limbeck.train.forward import Reader
+from limbeck.train.signal import Live, Start, aligned, check_vocabularies, token_bytes
 
+from .architectures import made
 from .conftest import WORDS, checkpoint, lessons, word_tokenizer
 
 
 def batch_for(model, n=4):
-    made = encode(lessons(n), model.tokenizer, 64)
-    return Layout()([made[i] for i in range(n)])
+    return Layout()(list(encode(lessons(n), model.tokenizer, 64)))
 
 
 def test_a_live_teacher_has_no_gradient_and_stays_in_evaluation_mode(tmp_path):
@@ -28,6 +30,57 @@ def test_a_live_teacher_has_no_gradient_and_stays_in_evaluation_mode(tmp_path):
     live.weights.train()
     assert torch.equal(live(batch).logits_nv, first) and not first.requires_grad
     assert not live.weights.training
+
+
+def test_a_reference_is_the_student_without_its_adapter_and_training_goes_on_as_it_was():
+    import peft
+
+    torch.manual_seed(0)
+    alone, base = made("gpt2", resid_pdrop=0.5), made("gpt2", resid_pdrop=0.5)
+    config = peft.LoraConfig(target_modules=["c_attn"], modules_to_save=["lm_head"], init_lora_weights=False)
+    model = peft.get_peft_model(base, config)
+    model.get_output_embeddings().weight.data.add_(1.0)  # the head in training is a copy: the reference's is the first
+    with pytest.warns(UserWarning, match="logits are made in full"):
+        start = Start(lambda: model, model)
+    batch = Layout()([Row([Example(torch.arange(1, 9).int(), torch.arange(8) > 2, 3)])])
+    with torch.no_grad():
+        expected = Reader(alone.eval())(batch).logits_nv
+        torch.testing.assert_close(start(batch).logits_nv, expected)
+        assert not torch.allclose(Reader(model.eval())(batch).logits_nv, expected, atol=0.1)
+    model.train()
+    start(batch)
+    assert model.training and not start(batch).logits_nv.requires_grad
+    assert model.get_base_model().transformer.drop.training and "forward" not in vars(model)
+
+
+def test_one_teacher_in_two_parts_is_in_memory_once_and_says_the_same(run, rows, student, teacher):
+    """Teacher and reference are one model: of two losses that pull to and from it, nothing is left."""
+    told = []
+
+    class Both:
+        digest = "both"
+
+        def __call__(self, batch):
+            told.append((batch.teacher, batch.reference))
+            return (batch.student.logps_n * (batch.teacher.logps_n - batch.reference.logps_n)).sum()
+
+    loss = Loss(Both(), ("student.logps", "teacher.logps", "reference.logps"), name="both")
+    train(student, rows, Objective(loss, teacher=teacher, reference=teacher), max_steps=1, use_cpu=True)
+    ((one, other),) = told
+    assert torch.equal(one.logps_n, other.logps_n)
+    assert one.head.weight_vd.data_ptr() == other.head.weight_vd.data_ptr()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU beside the CPU")
+@pytest.mark.parametrize("kind", ["gemma2", "phi"])
+def test_a_teacher_on_another_device_says_what_it_would_say_here(kind):
+    batch = Layout()([Row([Example(torch.arange(1, 9).int(), torch.arange(8) > 2, 3)])])
+    here, there = Live(made(kind)), Live(made(kind).cuda())
+    for _ in range(2):  # the head is brought here once
+        said = there(batch)
+        assert {said.hidden_nd.device, said.head.weight_vd.device, said.logps_n.device} == {torch.device("cpu")}
+        torch.testing.assert_close(said.logits_nv, here(batch).logits_nv, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(said.logps_n, here(batch).logps_n, rtol=1e-3, atol=1e-3)
 
 
 def test_training_leaves_the_teacher_in_evaluation_mode_and_unchanged(run, rows, student, tmp_path):
@@ -55,11 +108,11 @@ def test_a_padded_vocabulary_trains_as_the_exact_one(run, rows, student, tmp_pat
     weights.save_pretrained(tmp_path / "padded")
     exact.tokenizer.save_pretrained(tmp_path / "padded")
     padded = HF(tmp_path / "padded", device="cpu")
-    made = [
+    trained = [
         train(student, rows, Objective(forward_kl(), teacher=t), max_steps=3, use_cpu=True) for t in (exact, padded)
     ]
-    one, other = (model.weights().state_dict() for model in made)
-    assert made[0].digest != made[1].digest
+    one, other = (model.weights().state_dict() for model in trained)
+    assert trained[0].digest != trained[1].digest
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
@@ -85,11 +138,11 @@ def test_what_ids_stand_for_is_compared_as_bytes():
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    def made(tokens, decoder):
+    def spelled(tokens, decoder):
         core = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=tokens[0]))
         core.decoder = decoder
         return PreTrainedTokenizerFast(tokenizer_object=core)
 
-    byte_level = made(["a", "Ġthe", "Ċ", "Ã©"], decoders.ByteLevel())
-    pieces = made(["a", "▁the", "<0x0A>", "é"], decoders.Metaspace())
+    byte_level = spelled(["a", "Ġthe", "Ċ", "Ã©"], decoders.ByteLevel())
+    pieces = spelled(["a", "▁the", "<0x0A>", "é"], decoders.Metaspace())
     assert token_bytes(byte_level) == token_bytes(pieces) == {0: b"a", 1: b" the", 2: b"\n", 3: "é".encode()}
