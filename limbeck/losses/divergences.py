@@ -13,21 +13,7 @@ import torch
 from torch import Tensor
 
 from . import pointwise
-
-DIVERGENCES: dict[str, dict[str, float | None]] = {  # and their arguments; None has no default
-    "forward-kl": {},  # Σ p log(p/q)
-    "reverse-kl": {},  # Σ q log(q/p)
-    "jsd": {},  # generalized-jsd with beta = 0.5; at most log 2
-    "generalized-jsd": {"beta": 0.5},  # β KL(p‖m) + (1−β) KL(q‖m), m = βp + (1−β)q; 0 is forward, 1 reverse KL: jumps
-    "tvd": {},  # ½ Σ |p − q|
-    "skew-kl": {"alpha": 0.1},  # KL(p ‖ αp + (1−α)q) (DistiLLM, arXiv 2402.03898)
-    "skew-reverse-kl": {"alpha": 0.1},  # KL(q ‖ (1−α)p + αq)
-    "adaptive-kl": {"mu": 0.5},  # w·forward + (1−w)·reverse KL, see `share_of_head` (AKL, arXiv 2404.02657)
-    "alpha-beta": {"a": 0.2, "b": 0.7},  # −1/(ab) Σ [p^a q^b − a/(a+b) p^(a+b) − b/(a+b) q^(a+b)] (arXiv 2505.04560)
-    "symmetric-kl": {},  # the mean of forward and reverse KL
-    "chi-square": {},  # Σ (p − q)²/q
-    "f-divergence": {"f": None},  # Σ q f(p/q) for a convex f on tensors, f(1) = 0
-}
+from .named import DIVERGENCES
 
 
 @dataclasses.dataclass(frozen=True)

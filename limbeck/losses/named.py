@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import Batch, Loss
@@ -22,13 +22,29 @@ def sft(batch: Batch) -> "list[Term]":
     return [Term(Tokens(batch.labels_n))]
 
 
+DIVERGENCES: dict[str, dict[str, float | None]] = {  # and their arguments; None has no default
+    "forward-kl": {},  # Σ p log(p/q)
+    "reverse-kl": {},  # Σ q log(q/p)
+    "jsd": {},  # generalized-jsd with beta = 0.5; at most log 2
+    "generalized-jsd": {"beta": 0.5},  # β KL(p‖m) + (1−β) KL(q‖m), m = βp + (1−β)q; 0 is forward, 1 reverse KL: jumps
+    "tvd": {},  # ½ Σ |p − q|
+    "skew-kl": {"alpha": 0.1},  # KL(p ‖ αp + (1−α)q) (DistiLLM, arXiv 2402.03898)
+    "skew-reverse-kl": {"alpha": 0.1},  # KL(q ‖ (1−α)p + αq)
+    "adaptive-kl": {"mu": 0.5},  # w·forward + (1−w)·reverse KL, see `divergences.share_of_head` (AKL, arXiv 2404.02657)
+    "alpha-beta": {"a": 0.2, "b": 0.7},  # −1/(ab) Σ [p^a q^b − a/(a+b) p^(a+b) − b/(a+b) q^(a+b)] (arXiv 2505.04560)
+    "symmetric-kl": {},  # the mean of forward and reverse KL
+    "chi-square": {},  # Σ (p − q)²/q
+    "f-divergence": {"f": None},  # Σ q f(p/q) for a convex f on tensors, f(1) = 0
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Diverges:
     """The function inside a divergence loss; a value, so that two equal ones have one fingerprint."""
 
-    kind: str
+    kind: str | Callable[..., Any]
     temperature: float = 1.0
-    args: tuple[tuple[str, float], ...] = ()
+    args: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, batch: Batch) -> "list[Term]":
         from .heads import Term
@@ -36,10 +52,17 @@ class Diverges:
         return [Term(batch.teacher.target, self.kind, dict(self.args), self.temperature)]
 
 
-def diverges(kind: str, temperature: float = 1.0, **args: float) -> Loss:
-    """The divergence `kind` from teacher to student at every learned position; see `divergences.DIVERGENCES`."""
+def diverges(kind: str | Callable[..., Any], temperature: float = 1.0, **args: Any) -> Loss:
+    """The divergence `kind` from teacher to student at every learned position: one of DIVERGENCES, or a function.
+
+    That one is called as kind(log_p_nv, log_q_nv, **args) and gives a value for each position; its gradient comes by
+    autograd, and no tensor is larger than a few rows of the vocabulary.
+    """
+    if isinstance(kind, str):
+        check("divergence", kind, {name: tuple(known) for name, known in DIVERGENCES.items()}, args)
     fn = Diverges(kind, temperature, tuple(sorted(args.items())))
-    return Loss(fn, needs=("student.head", "teacher.head"), name=kind, source=HEAD)
+    name = kind if isinstance(kind, str) else kind.__name__
+    return Loss(fn, needs=("student.head", "teacher.head"), name=name, source=HEAD)
 
 
 def forward_kl(temperature: float = 1.0) -> Loss:

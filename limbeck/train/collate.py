@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from ..losses import Batch
+from . import kinds
 from .examples import Example, Row
 
 
@@ -14,11 +15,13 @@ class Layout:
     """How sequences lie in a batch. `pack`: several to a row of at most that many positions; else one, padded.
 
     Packed sequences are told apart by `position_ids` alone: without an attention mask and without a cache, transformers
-    lets none look at another. Which row a sequence lies in changes nothing that a loss sees.
+    lets none look at another. Which row a sequence lies in changes nothing that a loss sees. `kind`: of the student; a
+    classifier's sequences, which end with their label, lie as a decoder's do.
     """
 
     pad: int = 0
     pack: int | None = None
+    kind: str = "decoder"
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """G rows -> a Batch of their sequences. Position t of a sequence reads its token t and predicts token t+1."""
@@ -34,6 +37,8 @@ class Layout:
 
     def place(self, sequences: Sequence[Example]) -> Batch:
         """Lays the sequences out, and lists their learned positions in their order."""
+        if self.kind == "encoder-decoder":
+            return kinds.place(sequences, self.pad)
         sizes = [len(s.ids) - 1 for s in sequences]
         starts, width, height = pack(sizes, self.pack) if self.pack else padded(sizes)
         input_ids, positions = torch.full((height * width,), self.pad), torch.zeros(height * width, dtype=torch.long)

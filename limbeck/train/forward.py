@@ -7,7 +7,7 @@ the first step; a head that is not understood is run as it stands, with full log
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from ..errors import LimbeckError
 from ..losses import Batch, Outputs
 from ..losses.heads import Head
+from ..models.seq2seq import start_id
 
 LARGE = 100.0  # logits of the comparison: a soft cap shows only there
 
@@ -22,6 +23,7 @@ LARGE = 100.0  # logits of the comparison: a soft cap shows only there
 class Reader:
     """Reads batches with one model: Outputs at the learned positions, with layers and attention maps where wanted.
 
+    Of an encoder-decoder these are the decoder's. A classifier says one thing of each row: its few logits.
     `auxiliary` is what a mixture of experts asked for in the latest batch beside any loss, where its config says so:
     its balance (times the config's weight) summed over the learned positions, with a gradient; else 0.
     """
@@ -37,21 +39,22 @@ class Reader:
             self._check_packing()
         with held_back(self.model) if self.fused else contextlib.nullcontext() as held:
             seen = self.model(
-                **batch.inputs,
+                **own(self.model, batch.inputs),
                 use_cache=False,
                 output_hidden_states=self.layers,
                 output_attentions=self.attentions,
             )
             head = head_of(self.model) if self.fused else None
         last_btd = held[0] if held else seen.logits
-        hidden_nd = last_btd.flatten(0, -2)[batch.at_n]
+        each, at_n = last_btd.flatten(0, -2), batch.at_n
+        hidden_nd = each[at_n // batch.tokens_bt.shape[1] if last_btd.ndim == 2 else at_n]
         self.auxiliary = balance(self.model, seen) * len(batch.labels_n)
         return Outputs(
             hidden_nd,
             head,
             batch.labels_n,
-            tuple(seen.hidden_states) if self.layers else (),
-            tuple(seen.attentions) if self.attentions else (),
+            inside(seen, "hidden_states") if self.layers else (),
+            inside(seen, "attentions") if self.attentions else (),
         )
 
     def _check_packing(self) -> None:
@@ -65,6 +68,25 @@ class Reader:
                 "sequences apart; leave packing=False."
             )
         self.packs = True
+
+
+def own(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch with the ids that are each model's own: the one its decoder begins with, and the one that pads.
+
+    Padding is masked, and yet a classifier made of a decoder finds a row's last token by its id.
+    """
+    given = dict(inputs)
+    if "decoder_input_ids" in given:
+        given["decoder_input_ids"] = given["decoder_input_ids"].clone()
+        given["decoder_input_ids"][:, 0] = start_id(model)
+    elif "attention_mask" in given and model.config.pad_token_id is not None:
+        given["input_ids"] = given["input_ids"].masked_fill(given["attention_mask"] == 0, model.config.pad_token_id)
+    return given
+
+
+def inside(seen: Any, what: str) -> tuple[torch.Tensor, ...]:
+    """The hidden states or attention maps of the layers that lead to what a model says."""
+    return tuple(getattr(seen, f"decoder_{what}", None) or getattr(seen, what))
 
 
 def balance(model: Any, seen: Any) -> Any:

@@ -197,7 +197,10 @@ def loss_key(loss: Loss) -> str:
         code = [fingerprint(part, where) for part in (loss.fn, loss.counts, loss.modules)]
         return digest(*code, loss.unit, *loss.needs, *loss.columns)
     files = [(HOME.parent / "losses" / f"{name}.py").read_bytes() for name in loss.source]
-    return digest(loss.name, repr(loss.fn) if dataclasses.is_dataclass(loss.fn) else loss.fn.__qualname__, *files)
+    if not dataclasses.is_dataclass(loss.fn):
+        return digest(loss.name, loss.fn.__qualname__, *files)
+    values = [getattr(loss.fn, field.name) for field in dataclasses.fields(loss.fn)]  # a function by its code
+    return digest(loss.name, fingerprint(values, f"loss '{loss.name}'"), *files)
 
 
 def world_size() -> int:

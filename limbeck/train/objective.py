@@ -142,7 +142,7 @@ def check(student: Model, rows: Any, objective: Objective) -> None:
             "use hf/NAME or tiny/student."
         )
     for term in objective.terms:
-        for line in _lacks(term):
+        for line in (*_lacks(term), *_misfits(term, student)):
             raise LimbeckError(line)
         check_columns(rows if term.rows is None else term.rows, term)
 
@@ -169,6 +169,25 @@ def _lacks(term: Objective) -> Iterator[str]:
     for name in ("teacher", "reference", "reward"):
         if getattr(term, name) is not None and name not in read:
             yield f"the objective has a {name} that loss '{loss.name}' never reads: leave it out, or change the loss."
+
+
+def _misfits(term: Objective, student: Model) -> Iterator[str]:
+    """What speaks against a term with a student of this kind."""
+    own = kind(student)
+    for who in ("teacher", "reference"):
+        if (model := getattr(term, who)) is not None and kind(model) != own:
+            yield (
+                f"loss '{term.loss.name}' compares {who} and student at each position; '{model.name}' is of kind "
+                f"{kind(model)} and '{student.name}' of kind {own}: use a {who} of its kind, or SFT on its text."
+            )
+    if own == "classifier" and (term.loss.form != "response" or term.text.sampled):
+        what = "text= out" if term.text.sampled else "pairs and lists to other students"
+        yield f"'{student.name}' is a classifier: it learns the label in `response`, and writes nothing; leave {what}."
+
+
+def kind(model: Model) -> str:
+    """What a model with weights is: "decoder", "encoder-decoder" or "classifier"."""
+    return getattr(model, "kind", "decoder")
 
 
 ANSWERS = {"response": ["response"], "pair": ["chosen", "rejected"], "list": ["responses"]}

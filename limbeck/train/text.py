@@ -123,7 +123,8 @@ def write(
         seeds = [chance(seed, place, 2) for place, _ in asked]
         for i, written in generate(model, read, seeds, how, ends):
             place, row = asked[i]
-            example = answered((prompts[i] + written.ids)[:max_length], len(prompts[i]))
+            apart = len(prompts[i]) if model.config.is_encoder_decoder else 0  # there max_length is of the answer alone
+            example = answered((prompts[i] + written.ids)[: apart + max_length], len(prompts[i]))
             answers[place] = dataclasses.replace(row, sequences=[example])
     model.train(was_training)
     return [[answers.get(p, row) for p, row in zip(d.places, d.rows, strict=True)] for d in drafts]

@@ -17,7 +17,7 @@ from ..errors import LimbeckError
 from ..models import files
 from ..run import Run
 from ..table import Table
-from . import checkpoint, state
+from . import checkpoint, kinds, state
 from .collate import Layout
 from .encode import encode
 from .examples import Examples
@@ -48,14 +48,23 @@ def work(
     for term in objective.terms:
         if term.teacher is not None:
             check_vocabularies(term.loss.name, term.teacher, student)
+        if student.kind == "classifier":
+            kinds.check_labels(term, student)
+    if hparams.packing and student.kind != "decoder":
+        raise LimbeckError(
+            f"train packs for decoders alone; '{student.name}' is of kind {student.kind}: leave packing=False."
+        )
     part = checkpoint.part(path)
     part.mkdir(parents=True, exist_ok=True)
     with files.quiet():
         model = _quantized(student, hparams) if hparams.quantize else student.weights(trainable=True)
-        use_cache = model.config.use_cache
-        _make_savable(model.generation_config)
+        use_cache = getattr(model.config, "use_cache", None)
+        if (settings := getattr(model, "generation_config", None)) is not None:
+            files.savable(settings)
         ends = end_ids(student.tokenizer, model)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or hparams.max_length
+        if student.kind == "classifier":
+            context = min(context, student.tokenizer.model_max_length)  # RoBERTa's positions begin at 2
         most = min(hparams.max_length, context)
         streams = _streams(student, rows, objective, ends, most)
         held_out = []
@@ -67,7 +76,7 @@ def work(
         if at_start(objective) and hparams.lora is None:
             signals["reference", None] = Live(copy.deepcopy(model).requires_grad_(False))
         if hparams.lora is not None:
-            model = _with_lora(model, hparams)
+            model = _with_lora(model, hparams, student.kind)
         modules = _modules(model, objective, hparams.seed)
         log, before = part / "log.jsonl", checkpoint.newest(part)
         spent = _rewind(log, before)
@@ -78,7 +87,7 @@ def work(
                 _arguments(hparams, part, steps, eval_rows is not None),
                 Schedule([stream.examples for stream in streams], seen, steps, hparams.global_batch, hparams.seed),
                 streams,
-                layout=Layout(student.tokenizer.pad_token_id or 0, most if hparams.packing else None),
+                layout=Layout(student.tokenizer.pad_token_id or 0, most if hparams.packing else None, student.kind),
                 ends=ends,
                 max_length=most,
                 signals=signals,
@@ -110,7 +119,8 @@ def work(
             meta["best_step"] = trainer.state.best_global_step
         trained = _trained(trainer, student, hparams)
         if trained is not None:
-            trained.config.use_cache = use_cache
+            if use_cache is not None:
+                trained.config.use_cache = use_cache
             _finish(trained, student.tokenizer, streams, part, path, meta)
         trainer.accelerator.wait_for_everyone()
         if torch.cuda.is_available():
@@ -165,16 +175,16 @@ def _streams(student: "HF", rows: Table, objective: Objective, ends: set[int], m
 def _encoded(
     student: "HF", table: Table, terms: Sequence[Objective], text: Text, ends: set[int], most: int
 ) -> Examples:
-    examples = encode(
-        table,
-        student.tokenizer,
-        most,
-        ends,
-        answers=text.data > 0,
-        form=terms[0].loss.form,
-        columns=sorted({name for term in terms for name in term.loss.columns}),
-        teacher_prompt=terms[0].teacher_prompt,
-    )
+    how: dict[str, Any] = {
+        "answers": text.data > 0,
+        "form": terms[0].loss.form,
+        "columns": sorted({name for term in terms for name in term.loss.columns}),
+        "teacher_prompt": terms[0].teacher_prompt,
+    }
+    if student.kind == "decoder":
+        examples = encode(table, student.tokenizer, most, ends, **how)
+    else:
+        examples = kinds.encode(table, student, most, ends, **how)
     if not len(examples):
         reasons = collections.Counter(why.reason for _, why in examples.rejects).most_common(3)
         why = "; ".join(f"{n} × {reason}" for reason, n in reasons) or "there are none"
@@ -186,16 +196,9 @@ def _encoded(
 
 def end_ids(tokenizer: Any, model: Any) -> set[int]:
     """Every id that ends an answer, by the tokenizer or the model's generation settings."""
-    named = [tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None)]
+    settings = getattr(model, "generation_config", None)  # a classifier has none
+    named = [tokenizer.eos_token_id, getattr(settings, "eos_token_id", None)]
     return {i for n in named if n is not None for i in (n if isinstance(n, list) else [n])}
-
-
-def _make_savable(settings: Any) -> None:
-    """Some checkpoints name a temperature and do not sample; transformers would refuse to save that, after training."""
-    try:
-        settings.validate(strict=True)
-    except ValueError:
-        settings.do_sample = True
 
 
 def _quantized(student: "HF", hparams: Hparams) -> Any:
@@ -225,12 +228,12 @@ def _plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _with_lora(model: Any, hparams: Hparams) -> Any:
+def _with_lora(model: Any, hparams: Hparams, kind: str) -> Any:
     import peft
 
     torch.manual_seed(hparams.seed)
     try:
-        return peft.get_peft_model(model, peft.LoraConfig(**hparams.lora_config()))
+        return peft.get_peft_model(model, peft.LoraConfig(**{**hparams.lora_config(), "task_type": kinds.TASKS[kind]}))
     except (TypeError, ValueError) as e:
         raise LimbeckError(
             f"train wants lora as peft.LoraConfig takes it, such as {{'r': 8, 'alpha': 16}}; it got {e}."
@@ -283,7 +286,7 @@ def _trained(trainer: Trainer, student: "HF", hparams: Hparams) -> Any:
         return None
     model = student.weights(trainable=True)
     if hparams.lora is not None:
-        model = _with_lora(model, hparams)
+        model = _with_lora(model, hparams, student.kind)
     state.restore(model, {name: weights[name] for name, _ in state.learned(model)})
     return model
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def test_the_coin_gives_the_shares_and_is_the_same_for_everyone():
     one, again, other = (Writer(Text(data=0.5, student=0.5), seed, 99, 4, processes=seed + 1) for seed in (0, 0, 1))
     told = [[writer.who(step) for step in range(99)] for writer in (one, again, other)]
     assert told[0] == told[1] != told[2]
+    switches = sum(one != other for one, other in itertools.pairwise(told[0]))
+    assert 35 < switches < 65, "a coin for every step"
     assert shares_of(Text(), 50)["data"] == 1 and shares_of(Text(data=0, student=1), 50)["student"] == 1
 
 
