@@ -51,14 +51,18 @@ def trainings(monkeypatch):
 
 
 def judge(request) -> str:
-    """Scores replies side by side by the digit they end in, one alone by whether it has w1; else writes w1."""
+    """Scores replies by the digit they end in, 0 and 5 lowest, 4 and 9 highest; writes w1 when asked anything else."""
     asked = request.messages[-1]["content"]
     if "asked several assistants" in asked:
         replies = asked.split("\n[")[1:]
-        return json.dumps({"scores": [1 + int(reply.split("]\n")[1].split("\n")[0][-1]) % 5 for reply in replies]})
+        return json.dumps({"scores": [grade(reply.split("]\n")[1].split("\n")[0]) for reply in replies]})
     if "How good is this reply?" in asked:
-        return f"Fine. Score: {1 + asked.split('replied:')[1].count('w1')}"
+        return f"Fine. Score: {grade(asked.split('replied:')[1].split('How good')[0])}"
     return "w1"
+
+
+def grade(reply: str) -> int:
+    return 1 + int(reply.rstrip()[-1]) % 5
 
 
 def call(name: str, directory, rows, **arguments):
@@ -76,23 +80,24 @@ def test_dpo_takes_pairs_as_they_come(trainings, tmp_path):
 
 
 def test_dpo_pairs_the_best_with_the_worst_of_the_students_replies(trainings, tmp_path):
-    call("dpo", tmp_path, PROMPTS, student=Varied("s"), teacher=Fake(judge, "t"), k=8)
+    call("dpo", tmp_path, PROMPTS, student=Varied("s"), teacher=Fake(judge, "t"), k=30)
     ((_, rows, _, _),) = trainings
-    assert rows and all(row["chosen_score"] == 2.0 > row["rejected_score"] == 1.0 for row in rows)
-    assert all("w1" in row["chosen"] and "w1" not in row["rejected"] for row in rows)
+    assert len(rows) == 6
+    assert all((row["chosen_score"], row["rejected_score"]) == (5.0, 1.0) for row in rows)
+    assert all((grade(row["chosen"]), grade(row["rejected"])) == (5, 1) for row in rows)
 
 
 def test_zephyr_prefers_the_best_to_any_other_from_where_sft_ended(trainings, tmp_path):
-    writers = [Varied(name) for name in "abcd"]
-    call("zephyr", tmp_path, PROMPTS, teacher=Fake(judge, "t"), student=Varied("s"), writers=writers)
+    prompts = [{"prompt": f"w{i}"} for i in range(20)]
+    writers = [Fake(lambda request, i=i: f"says w{i}", f"writer {i}") for i in range(4)]
+    call("zephyr", tmp_path, prompts, teacher=Fake(judge, "t"), student=Varied("s"), writers=writers)
     (student, rows, loss, settings), (second, pairs, preferred, then) = trainings
     assert student.name == "s" and loss == lb.SFT and {row["response"] for row in rows} == {"w1"}
     assert second.name == "trained 1" and preferred == named.prefers(beta=0.1)
     assert (settings["learning_rate"], then["learning_rate"]) == (2e-5, 5e-7)
-    for row in pairs:
-        assert int(row["chosen"][-1]) % 5 > int(row["rejected"][-1]) % 5
-        assert row["chosen_score"] == 1 + int(row["chosen"][-1]) % 5, "the mean of four equal aspects"
-    assert len({row["chosen"].split()[0] for row in pairs}) > 1, "any writer's"
+    assert [row["chosen"] for row in pairs] == ["says w3"] * 20
+    assert {row["rejected"] for row in pairs} == {"says w0", "says w1", "says w2"}
+    assert {row["chosen_score"] for row in pairs} == {4.0}, "the mean of four equal aspects"
 
 
 def test_zephyrs_own_student_writes_where_there_are_no_writers(trainings, tmp_path):

@@ -37,7 +37,7 @@ def test_a_student_learns_a_fakes_text(name, small, tmp_path):
     assert again.digest == model.digest and teacher.calls == calls > 0
 
 
-@pytest.mark.parametrize("name", ["supervised-kd", "gkd"])
+@pytest.mark.parametrize("name", ["supervised-kd", "gkd", "on-policy-kd", "akl", "abkd", "f-distill", "distillm-2"])
 def test_a_student_is_drawn_to_a_teachers_logits(name, small, tmp_path):
     student, teacher = small
     model = trained(name, tmp_path, teacher=teacher, student=student, max_tokens=4)

