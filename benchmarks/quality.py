@@ -142,7 +142,9 @@ def summed(cells: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         mine = [by[name, seed] for seed in seeds if (name, seed) in by]
         if not mine:
             continue
-        paired = [cell["accuracy"] - by["sft", cell["seed"]]["accuracy"] for cell in mine if ("sft", cell["seed"]) in by]
+        paired = [
+            cell["accuracy"] - by["sft", cell["seed"]]["accuracy"] for cell in mine if ("sft", cell["seed"]) in by
+        ]
         cpu = [cell["cpu"] for cell in mine if cell["cpu"] is not None]
         yield {
             "name": name, "seeds": len(mine), "accuracy": interval([cell["accuracy"] for cell in mine]),
@@ -191,7 +193,9 @@ def main() -> None:
             cells.append(cell)
             cpu = "" if cell["cpu"] is None else f"{cell['cpu']:.0f} CPU s"
             place = f"{len(cells)}/{len(given.seeds) * len(wanted)}"
-            print(f"{place:>7}  seed {seed}  {cell['name']:14}{cell['accuracy']:6.1%}  {cpu}", file=sys.stderr, flush=True)
+            print(
+                f"{place:>7}  seed {seed}  {cell['name']:14}{cell['accuracy']:6.1%}  {cpu}", file=sys.stderr, flush=True
+            )
     print(json.dumps({"cells": cells, "table": list(summed(cells))})) if given.json else show(cells)
 
 

@@ -1,10 +1,10 @@
 """Times whole training steps beside bare loops, transformers and TRL; exits 1 where limbeck misses a bound.
 
     python benchmarks/trainer.py                              # some 20 minutes of one core
-    python benchmarks/trainer.py --data lognormal --rounds 3 --batch 16
+    python benchmarks/trainer.py --data lognormal --vocab 4096 --batch 16
     python benchmarks/trainer.py --json > trainer.json
 
-A student of 256×4 with a tied head and 32,768 words, random weights, fp32, AdamW, gradients clipped; `--batch` rows to
+A student of 256×4 with a tied head and `--vocab` (32,768) words, random weights, fp32, AdamW, gradients clipped; `--batch` rows to
 a step, of 256 tokens each (`fixed`) or of log-normal lengths up to 256 with a third of that as their mean. Every token
 behind a row's first is learned. All contestants see the same rows in the same order, padded to the longest of a step;
 the packed ones differ in that alone, and TRL's in that it fills `--batch` whole rows to a step, some three times as
@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 
 import torch
 
-VOCAB, LENGTH, ROWS, WARM = 32768, 256, 600, 2
+LENGTH, ROWS, WARM = 256, 600, 2
 PAD, END, UNKNOWN = 0, 1, 2
 DATA = ("fixed", "lognormal")
 BOUNDS = {  # data: (who, against whom, at least)
@@ -49,23 +49,23 @@ BOUNDS = {  # data: (who, against whom, at least)
 # -- the student and the rows
 
 
-def student() -> Any:
+def student(vocab: int) -> Any:
     import transformers
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=VOCAB, hidden_size=256, num_hidden_layers=4, intermediate_size=704, num_attention_heads=4,
+        vocab_size=vocab, hidden_size=256, num_hidden_layers=4, intermediate_size=704, num_attention_heads=4,
         num_key_value_heads=4, tie_word_embeddings=True, max_position_embeddings=512, attn_implementation="sdpa",
         pad_token_id=PAD, bos_token_id=None, eos_token_id=END,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
 
 
-def tokenizer() -> Any:
+def tokenizer(vocab: int) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<pad>": PAD, "<end>": END, "<unk>": UNKNOWN} | {f"w{i}": i for i in range(3, VOCAB)}
+    words = {"<pad>": PAD, "<end>": END, "<unk>": UNKNOWN} | {f"w{i}": i for i in range(3, vocab)}
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -73,21 +73,21 @@ def tokenizer() -> Any:
     )
 
 
-def rows(data: str) -> list[list[int]]:
+def rows(data: str, vocab: int) -> list[list[int]]:
     """Ids of each row; the last one ends it."""
     chance = torch.Generator().manual_seed(1)
     drawn = torch.exp(torch.randn(ROWS, generator=chance) * 0.7 + 4.2).clamp(16, LENGTH)
     sizes = [LENGTH] * ROWS if data == "fixed" else drawn.int().tolist()
-    return [[*torch.randint(3, VOCAB, (size - 1,), generator=chance).tolist(), END] for size in sizes]
+    return [[*torch.randint(3, vocab, (size - 1,), generator=chance).tolist(), END] for size in sizes]
 
 
-def ordered(data: str, steps: int, batch: int) -> list[list[int]]:
+def ordered(given: argparse.Namespace) -> list[list[int]]:
     """The rows as limbeck's training reads them, so that all have the same ones in a step."""
     from limbeck.train.schedule import Schedule
 
-    held = rows(data)
-    schedule = Schedule([range(ROWS)], steps * batch, steps, batch, seed=0)  # type: ignore[list-item]
-    return [held[schedule[place][1][0]] for place in range(steps * batch)]  # type: ignore[index]
+    held, places = rows(given.data, given.vocab), given.total * given.batch
+    schedule = Schedule([range(ROWS)], places, given.total, given.batch, seed=0)  # type: ignore[list-item]
+    return [held[schedule[place][1][0]] for place in range(places)]  # type: ignore[index]
 
 
 def collate(items: list[Any]) -> dict[str, torch.Tensor]:
@@ -133,7 +133,7 @@ def bare(given: argparse.Namespace, fused: bool) -> NoReturn:
     """The loop that one writes by hand, with transformers' loss, or limbeck's head on the learned tokens."""
     from limbeck.losses.heads import Head, Term, Tokens, total
 
-    model, order = student().train(), ordered(given.data, given.total, given.batch)
+    model, order = student(given.vocab).train(), ordered(given)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     turns = Turns(given)
     turns.first()
@@ -161,7 +161,7 @@ def watch(given: argparse.Namespace, turns: Turns, counted: list[int] | None = N
     """A callback that takes turns; tokens are those of the rows, or what was `counted`."""
     import transformers
 
-    order = ordered(given.data, given.total, given.batch)
+    order = ordered(given)
 
     class Watch(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -181,9 +181,9 @@ def limbeck(given: argparse.Namespace, packed: bool) -> None:
     import limbeck as lb
 
     home = Path(given.home) / given.contestant
-    student().save_pretrained(home / "student")
-    tokenizer().save_pretrained(home / "student")
-    words = [[f"w{i}" for i in row[:-1]] for row in rows(given.data)]
+    student(given.vocab).save_pretrained(home / "student")
+    tokenizer(given.vocab).save_pretrained(home / "student")
+    words = [[f"w{i}" for i in row[:-1]] for row in rows(given.data, given.vocab)]
     text = [{"prompt": first + " ", "response": " ".join(others)} for first, *others in words]
     turns = Turns(given)
     transformers.trainer.DEFAULT_CALLBACKS.append(watch(given, turns))
@@ -208,8 +208,8 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
 def transformers_(given: argparse.Namespace) -> None:
     import transformers
 
-    items = [{"input_ids": row} for row in ordered(given.data, given.total, given.batch)]
-    model, turns = student(), Turns(given)
+    items = [{"input_ids": row} for row in ordered(given)]
+    model, turns = student(given.vocab), Turns(given)
     trainer = transformers.Trainer(
         model, transformers.TrainingArguments(**settings(given)), train_dataset=items, data_collator=collate,
         callbacks=[watch(given, turns)],
@@ -222,8 +222,8 @@ def trl(given: argparse.Namespace, packed: bool) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    held = ordered(given.data, given.total, given.batch) * (4 if packed else 1)
-    model, reads, counted = student(), tokenizer(), []
+    held = ordered(given) * (4 if packed else 1)
+    model, reads, counted = student(given.vocab), tokenizer(given.vocab), []
     turns = Turns(given)
     args = SFTConfig(
         **settings(given), bf16=False, gradient_checkpointing=False, max_length=LENGTH, packing=packed,
@@ -261,11 +261,11 @@ def race(data: str, names: list[str], given: argparse.Namespace) -> dict[str, An
     """Gives each contestant its turns, one at a time. Tokens per CPU second of each round, and CPU s of its start."""
     found: dict[str, Any] = {name: {"tokens_per_cpu_s": []} for name in names}
     with tempfile.TemporaryDirectory() as home:
-        told = ["--data", data, "--batch", str(given.batch), "--steps", str(given.steps), "--rounds", str(given.rounds)]
+        told = [f"--{name}={getattr(given, name)}" for name in ("batch", "vocab", "steps", "rounds")]
         running = {}
         for name in names:
             print(f"\r{data}: {name} starts{'':20}", end="", file=sys.stderr, flush=True)
-            command = [sys.executable, __file__, *told, "--home", home, "--contestant", name]
+            command = [sys.executable, __file__, "--data", data, *told, "--home", home, "--contestant", name]
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             running[name] = subprocess.Popen(command, text=True, **pipes | {"stderr": open(f"{home}/{name}.log", "w")})
             found[name]["startup"] = answer(running[name], Path(home) / f"{name}.log")["startup"]
@@ -312,6 +312,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
     options.add_argument("--batch", type=int, default=4, help="rows to a step")
+    options.add_argument("--vocab", type=int, default=32768)
     options.add_argument("--steps", type=int, default=6, help="steps to a turn")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--only", type=lambda text: text.split("/"), default=[], help="contestants, with / between")
@@ -333,7 +334,11 @@ def main() -> None:
     if given.json:
         versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl")
                     if importlib.util.find_spec(name)}  # fmt: skip
-        print(json.dumps({"load": os.getloadavg(), "batch": given.batch, **versions, "found": found}))
+        print(
+            json.dumps(
+                {"load": os.getloadavg(), "batch": given.batch, "vocab": given.vocab, **versions, "found": found}
+            )
+        )
         return
     met = [one for data, numbers in found.items() for one in show(data, numbers)]
     sys.exit(not all(met))

@@ -1,14 +1,16 @@
 """Recipes that compare replies: what they compare, with fakes; and a real student of some thousand weights."""
 
 import json
+import math
 import sys
 
 import pytest
 
 import limbeck as lb
+from limbeck import plan
 from limbeck.errors import LimbeckError
 from limbeck.losses import named
-from limbeck.models.base import Reply
+from limbeck.models.base import Price, Reply
 from limbeck.models.fake import Fake
 from limbeck.models.hf import HF
 from limbeck.recipe import registered
@@ -192,3 +194,25 @@ def test_a_real_student_is_trained_once_however_often_the_run_is_killed(name, st
     done = [line for line in lines if line["event"] == "train"]
     assert sum(not line["reused"] for line in done) == stages == len(list((tmp_path / "models").iterdir()))
     assert model.digest not in (student.digest, teacher.digest) and "weights" in model.can
+
+
+def test_each_round_of_spin_begins_at_log_2_against_the_model_it_starts_from(student, tmp_path):
+    call("spin", tmp_path, TOLD, student=student, rounds=2, max_tokens=6, learning_rate=1e-2, **QUICK)
+    logs = [path.read_text().splitlines() for path in (tmp_path / "models").glob("*/log.jsonl")]
+    assert len(logs) == 2
+    for first, last in ((json.loads(log[0]), json.loads(log[-1])) for log in logs):
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-6) and last["loss"] < 0.69
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_dry_run_bounds_what_is_bought(name, tmp_path):
+    def priced(name: str) -> Fake:
+        return Fake(judge, name, price=Price(1.0, 2.0), max_output=64, can=("chat", "weights"))
+
+    arguments = {"teacher": priced("t"), "student": priced("s"), "max_tokens": 16, **FEW[name]}
+    arguments |= {"weak": priced("w")} if name == "openchat" else {}
+    with lb.Run(tmp_path, progress=False) as run:
+        walked = plan.DryRun()
+        walked.walk(run, lambda: RECIPES[name].fn(lb.Table.from_rows(PROMPTS), **arguments))
+    assert walked.unbounded is None and walked.totals()["calls"] >= 12 and walked.totals()["money"] > 0
+    assert arguments["teacher"].calls == 0

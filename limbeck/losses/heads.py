@@ -137,7 +137,7 @@ def computed_in(hidden_nd: Tensor, head: Head | None) -> torch.dtype:
     if head is None:
         return hidden_nd.dtype
     dtype, device = torch.promote_types(hidden_nd.dtype, head.weight_vd.dtype), hidden_nd.device.type
-    return torch.get_autocast_dtype(device) if False else dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and dtype.itemsize <= 4 else dtype
 
 
 class Total(torch.autograd.Function):

@@ -16,12 +16,14 @@ class Layout:
 
     Packed sequences are told apart by `position_ids` alone: without an attention mask and without a cache, transformers
     lets none look at another. Which row a sequence lies in changes nothing that a loss sees. `kind`: of the student; a
-    classifier's sequences, which end with their label, lie as a decoder's do.
+    classifier's sequences, which end with their label, lie as a decoder's do. `start`: what a decoder behind an encoder
+    begins with.
     """
 
     pad: int = 0
     pack: int | None = None
     kind: str = "decoder"
+    start: int = 0
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """G rows -> a Batch of their sequences. Position t of a sequence reads its token t and predicts token t+1."""
@@ -38,7 +40,7 @@ class Layout:
     def place(self, sequences: Sequence[Example]) -> Batch:
         """Lays the sequences out, and lists their learned positions in their order."""
         if self.kind == "encoder-decoder":
-            return kinds.place(sequences, self.pad)
+            return kinds.place(sequences, self.pad, self.start)
         sizes = [len(s.ids) - 1 for s in sequences]
         starts, width, height = pack(sizes, self.pack) if self.pack else padded(sizes)
         input_ids, positions = torch.full((height * width,), self.pad), torch.zeros(height * width, dtype=torch.long)

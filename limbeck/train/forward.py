@@ -15,7 +15,6 @@ import torch
 from ..errors import LimbeckError
 from ..losses import Batch, Outputs
 from ..losses.heads import Head
-from ..models.seq2seq import start_id
 
 LARGE = 100.0  # logits of the comparison: a soft cap shows only there
 
@@ -71,17 +70,11 @@ class Reader:
 
 
 def own(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch with the ids that are each model's own: the one its decoder begins with, and the one that pads.
-
-    Padding is masked, and yet a classifier made of a decoder finds a row's last token by its id.
-    """
-    given = dict(inputs)
-    if "decoder_input_ids" in given:
-        given["decoder_input_ids"] = given["decoder_input_ids"].clone()
-        given["decoder_input_ids"][:, 0] = start_id(model)
-    elif "attention_mask" in given and model.config.pad_token_id is not None:
-        given["input_ids"] = given["input_ids"].masked_fill(given["attention_mask"] == 0, model.config.pad_token_id)
-    return given
+    """A batch as a model takes it: a classifier made of a decoder finds a row's last token by its own id of padding."""
+    pad = model.config.pad_token_id if model.get_output_embeddings() is None else None
+    if pad is None or "attention_mask" not in inputs:
+        return dict(inputs)
+    return {**inputs, "input_ids": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, pad)}
 
 
 def inside(seen: Any, what: str) -> tuple[torch.Tensor, ...]:

@@ -13,6 +13,7 @@ from ..errors import LimbeckError, Refused
 from ..losses import Batch
 from ..models import chat, files
 from ..models.base import Request
+from ..models.seq2seq import start_id
 from ..parse import Reject
 from .encode import forms, numbers
 from .examples import Example, Examples
@@ -117,22 +118,22 @@ def closed(ids: list[int], most: int, special: Collection[int]) -> list[int]:
     return ids if len(ids) <= most else ids[: most - kept] + ids[len(ids) - kept :]
 
 
-def place(sequences: Sequence[Example], pad: int) -> Batch:
-    """Lays sequences out for an encoder-decoder, one to a row, padded on the right; at_n is of the decoder's (B, T).
+def place(sequences: Sequence[Example], pad: int, start: int) -> Batch:
+    """Lays sequences out for an encoder-decoder, one to a row, padded on the right.
 
-    The decoder reads each answer behind a start token, here 0: whoever reads the batch puts its own there.
+    The decoder reads each answer one token later, behind `start`; at_n and tokens_bt are of its (B, T).
     """
-    starts = [s.prompt or 1 for s in sequences]  # a blank row has no prompt
-    texts = [s.ids[:start].long() for s, start in zip(sequences, starts, strict=True)]
-    answers = [s.ids[start:].long() for s, start in zip(sequences, starts, strict=True)]
-    learned = [s.learn[start:].nonzero()[:, 0] for s, start in zip(sequences, starts, strict=True)]
+    cuts = [s.prompt or 1 for s in sequences]  # a blank row has no prompt
+    texts = [s.ids[:cut].long() for s, cut in zip(sequences, cuts, strict=True)]
+    answers = [s.ids[cut:].long() for s, cut in zip(sequences, cuts, strict=True)]
+    learned = [s.learn[cut:].nonzero()[:, 0] for s, cut in zip(sequences, cuts, strict=True)]
     read_bt = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.bool)
     tokens_bt = torch.zeros(len(answers), max(1, *map(len, answers)), dtype=torch.bool)
     ids_bt, begun_bt = torch.full(read_bt.shape, pad), torch.full(tokens_bt.shape, pad)
     for b, (text, answer) in enumerate(zip(texts, answers, strict=True)):
         read_bt[b, : len(text)], ids_bt[b, : len(text)] = True, text
         tokens_bt[b, : max(1, len(answer))] = True
-        begun_bt[b, 0], begun_bt[b, 1 : len(answer)] = 0, answer[:-1]
+        begun_bt[b, 0], begun_bt[b, 1 : len(answer)] = start, answer[:-1]
     return Batch(
         inputs={"input_ids": ids_bt, "attention_mask": read_bt.long(), "decoder_input_ids": begun_bt},
         tokens_bt=tokens_bt,
@@ -164,3 +165,14 @@ def check_labels(term: Objective, student: "HF") -> None:
                 f"{term.loss.name} compares label by label; '{model.name}' has {', '.join(theirs)}, '{student.name}' "
                 f"{', '.join(ours)}: use one with the same labels in the same order, or SFT on its replies."
             )
+
+
+def start(student: Any, others: Iterable[Any]) -> int:
+    """The token that an encoder-decoder's answers begin behind. Raises LimbeckError where it is not the others' too."""
+    own = start_id(student)
+    if strange := [found for other in others if (found := start_id(other)) != own]:
+        raise LimbeckError(
+            f"train has a student whose decoder begins with token {own}, and a teacher's with {strange[0]}: set "
+            "decoder_start_token_id alike in their config.json."
+        )
+    return own

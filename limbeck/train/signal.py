@@ -49,7 +49,8 @@ class Start:
 def moved(batch: Batch, device: Any) -> Batch:
     """What a model reads of a batch, on another device."""
     inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-    return Batch(inputs=inputs, at_n=batch.at_n.to(device), labels_n=batch.labels_n.to(device))
+    read = {name: batch[name].to(device) for name in ("at_n", "labels_n", "tokens_bt")}
+    return Batch(inputs=inputs, **read)
 
 
 def aligned(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:

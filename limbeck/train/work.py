@@ -73,6 +73,8 @@ def work(
         first = streams[0].examples  # whose rows and epochs count
         steps, seen = hparams.steps(len(first)), hparams.rows_seen(len(first))
         signals = _signals(objective)
+        others = [signal.weights for signal in signals.values()]
+        start = kinds.start(model, others) if student.kind == "encoder-decoder" else 0
         if at_start(objective) and hparams.lora is None:
             signals["reference", None] = Live(copy.deepcopy(model).requires_grad_(False))
         if hparams.lora is not None:
@@ -87,7 +89,9 @@ def work(
                 _arguments(hparams, part, steps, eval_rows is not None),
                 Schedule([stream.examples for stream in streams], seen, steps, hparams.global_batch, hparams.seed),
                 streams,
-                layout=Layout(student.tokenizer.pad_token_id or 0, most if hparams.packing else None, student.kind),
+                layout=Layout(
+                    student.tokenizer.pad_token_id or 0, most if hparams.packing else None, student.kind, start
+                ),
                 ends=ends,
                 max_length=most,
                 signals=signals,
@@ -220,6 +224,9 @@ def _quantized(student: "HF", hparams: Hparams) -> Any:
     gpu = torch.cuda.is_available() and not hparams.use_cpu
     at = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu else "cpu"
     model = files.load("AutoModelForCausalLM", student, dtype=dtype, quantization_config=how, device_map={"": at})
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # that kernel gives no gradient, and stays once it was used
     return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=hparams.gradient_checkpointing)
 
 

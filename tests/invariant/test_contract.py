@@ -203,7 +203,7 @@ class Noted:
         self.batches, self.students, self.references = [], [], []
 
     def __call__(self, batch):
-        self.batches.append(Batch(inputs=batch.inputs, at_n=batch.at_n, labels_n=batch.labels_n))
+        self.batches.append(Batch(batch))
         self.students.append(batch.student.logps_n.detach())
         self.references.append(batch.reference.logps_n)
         return -batch.student.logps_n.sum()

@@ -30,8 +30,9 @@ def batch_for(name):
     batch = batch_of(7, 4, 9)
     if name in ENCODER_DECODERS:
         inputs = batch.inputs
-        own = {"decoder_input_ids": inputs["input_ids"], "decoder_attention_mask": inputs["attention_mask"]}
+        own = {"decoder_input_ids": inputs["input_ids"].clone(), "decoder_attention_mask": inputs["attention_mask"]}
         batch["inputs"] = {**inputs, **own, "input_ids": inputs["input_ids"].flip(1) % 50}
+        batch["inputs"]["decoder_input_ids"][:, 0] = 0  # what a decoder begins with
         batch["inputs"]["attention_mask"] = batch.inputs["attention_mask"].flip(1)
     return batch
 

@@ -169,3 +169,21 @@ def test_rows_without_their_numbers_are_rejected_with_a_reason(run, student):
         (8, "scores is no number for each answer"),
         (9, "scores is no number for each answer"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "loss"), [(PAIRS, named.prefers()), (LISTS, named.ranks("pro"))], ids=["pairs", "lists"]
+)
+def test_packed_and_split_steps_teach_the_same(rows, loss, tmp_path, student):
+    made = {}
+    for name, more in {
+        "padded": {}, "packed": {"packing": True},
+        "split": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    }.items():  # fmt: skip
+        with Run(tmp_path / name, progress=False):
+            made[name] = weights_of(
+                train(student, rows, loss, **{**FEW, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0} | more)
+            )
+    for name in ("packed", "split"):
+        for where, weight in made["padded"].items():
+            torch.testing.assert_close(made[name][where], weight, rtol=1e-3, atol=1e-5)

@@ -71,6 +71,20 @@ def test_one_teacher_in_two_parts_is_in_memory_once_and_says_the_same(run, rows,
     assert one.head.weight_vd.data_ptr() == other.head.weight_vd.data_ptr()
 
 
+def test_a_classifier_that_teaches_says_one_thing_of_each_row():
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    size = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "pad_token_id": 0}
+    model = LlamaForSequenceClassification(LlamaConfig(**size, num_attention_heads=4, num_labels=3))
+    rows = [Row([Example(torch.arange(1, n).int(), torch.arange(1, n) == n - 1, n - 2)]) for n in (9, 5)]
+    batch = Layout()(rows)
+    said = Live(model)(batch)
+    with torch.no_grad():
+        alone = [model(input_ids=row.sequences[0].ids[None, :-1]).logits for row in rows]
+    torch.testing.assert_close(said.logits_nv, torch.cat(alone))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU beside the CPU")
 @pytest.mark.parametrize("kind", ["gemma2", "phi"])
 def test_a_teacher_on_another_device_says_what_it_would_say_here(kind):

@@ -203,6 +203,46 @@ def test_precisions_follow_each_other_in_one_process(run, rows, student):
     assert curve(half)[0]["loss"] != curve(full)[0]["loss"]
 
 
+def test_bf16_computes_in_bf16_and_keeps_its_weights_in_fp32(run, rows, student, monkeypatch):
+    """The forward is redirected: it must still be inside autocast, down in the middle of the model."""
+    from limbeck.train.trainer import Trainer
+
+    seen, usual = set(), Trainer.compute_loss
+
+    def watched(self, *args, **kwargs):
+        middle = self.inner.model.layers[0].mlp.up_proj
+        hook = middle.register_forward_hook(lambda module, given, made: seen.add((made.dtype, module.weight.dtype)))
+        found = usual(self, *args, **kwargs)
+        hook.remove()
+        return found
+
+    monkeypatch.setattr(Trainer, "compute_loss", watched)
+    train(student, rows, bf16=True, **FEW)
+    assert seen == {(torch.bfloat16, torch.float32)}
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["whole", "lora"])
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, student, lora):
+    made = []
+    for on in (False, True):
+        with Run(tmp_path / str(on), progress=False):
+            made.append(train(student, lessons(24), gradient_checkpointing=on, lora=lora, **FEW))
+    assert made[0].digest == made[1].digest
+    one, other = map(weights_of, made)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+def test_neftune_adds_noise_while_it_trains_and_none_to_the_model(tmp_path, student):
+    found = {}
+    for alpha in (None, 50.0):
+        with Run(tmp_path / str(alpha), progress=False):
+            found[alpha] = train(student, lessons(24), neftune_noise_alpha=alpha, eval_rows=lessons(3), **FEW)
+    assert curve(found[50.0])[0]["loss"] != pytest.approx(curve(found[None])[0]["loss"], rel=1e-3)
+    assert found[50.0].digest != found[None].digest
+    assert set(weights_of(found[50.0])) == set(weights_of(student))
+
+
 def test_without_a_run_the_error_says_how_to_open_one(student):
     with pytest.raises(LimbeckError, match="train needs an open run"):
         train(student, lessons(3))
