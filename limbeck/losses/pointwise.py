@@ -55,7 +55,7 @@ def skew_kl(lp, lq, p, q, x, y):
 def skew_reverse_kl(lp, lq, p, q, x, y):
     m = (1 - x) * p + x * q + TINY
     term = times(q, lq - xp.log(m))
-    return term, term + q - q * (q / m)
+    return term, term + q - x * q * (q / m)
 
 
 def tvd(lp, lq, p, q, x, y):

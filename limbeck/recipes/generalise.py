@@ -33,7 +33,7 @@ from limbeck import (
     objective="SFT",
     departs=(
         "classifiers learn soft labels, with the confidence loss; generators learn the weak model's text, without it",
-        "the threshold of that loss gives classes their share of the weak labels, as in the public code; the paper: half",
+        "the threshold of that loss gives each class its share of the weak labels, as in the public code",
         "α rises over the first 0.4 of the rows, whatever the epochs: 20 % of the paper's two",
         "α is 0.5 for all students; the paper has 0.75 for the largest",
         "classes are not balanced, and no epoch is chosen by its accuracy",
@@ -56,21 +56,20 @@ def weak_to_strong(
     the student, and its accuracy beside those of the weak model and of the ceiling, a student that learned the other
     half's gold: `recovered` is how much of the gap between the two is closed, None where there is none.
     """
-    rows = draw(gold(prompts), "half", ["first", "second"], seed=seed)
-    first, second = (fields(where(rows, half=half), half=None) for half in ("first", "second"))
+    first, second = halves(prompts, seed)
     supervisor = model = train(weak, first, SFT, **training)
     for pupil in (*between, student):
         told = ask(second, model, "{prompt}", into="response")
         model = train(pupil, told, labels_of(model, pupil, alpha, len(second)), **training)
-    models = {"weak": supervisor, "student": model, "ceiling": train(student, second, SFT, **training)}
-    task = Task(eval_rows, grade=same, name="weak-to-strong")
-    accuracy = {name: evaluate(one, task).value for name, one in models.items()}
-    return model, accuracy | {"recovered": recovered(**accuracy)}
+    ceiling = train(student, second, SFT, **training)
+    return model, compared(eval_rows, weak=supervisor, student=model, ceiling=ceiling)
 
 
-def gold(rows: Table) -> Table:
-    """The rows with a `response` to learn: their own, or the `answer`."""
-    return rows if "response" in rows.columns else fields(rows, response=Column("answer"))
+def halves(rows: Table, seed: int) -> tuple[Table, Table]:
+    """Two random halves, with a `response` to learn in each row: its own, or the `answer`."""
+    told = rows if "response" in rows.columns else fields(rows, response=Column("answer"))
+    drawn = draw(told, "half", ["first", "second"], seed=seed)
+    return fields(where(drawn, half="first"), half=None), fields(where(drawn, half="second"), half=None)
 
 
 def labels_of(teacher: Model, student: Model, alpha: float, rows: int) -> Objective | Loss:
@@ -83,6 +82,13 @@ def labels_of(teacher: Model, student: Model, alpha: float, rows: int) -> Object
 def same(row: dict[str, Any]) -> Verdict:
     """Right if the response is the answer, or ends in it."""
     return Verdict(correct=checks.same_answer(checks.gold_answer(row, "response"), checks.gold_answer(row)))
+
+
+def compared(rows: Table, **models: Model) -> dict[str, Any]:
+    """The models' accuracies on the rows, and what is recovered."""
+    task = Task(rows, grade=same, name="weak-to-strong")
+    accuracy = {name: evaluate(model, task).value for name, model in models.items()}
+    return accuracy | {"recovered": recovered(**accuracy)}
 
 
 def recovered(weak: float, student: float, ceiling: float) -> float | None:

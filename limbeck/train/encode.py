@@ -79,7 +79,7 @@ def numbers(row: dict[str, Any], columns: Sequence[str], sequences: int) -> dict
     """The row's numbers that a loss reads, one for each sequence."""
     found: dict[str, list[float]] = {}
     for name in columns:
-        value = row.get(name)
+        value: Any = row.get(name)
         found[name] = list(value) if isinstance(value, list) else [value] * sequences
         if len(found[name]) != sequences or not all(isinstance(v, int | float) for v in found[name]):
             return Reject(f"{name} is no number for each answer")
