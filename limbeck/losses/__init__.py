@@ -25,7 +25,7 @@ IGNORED = -100  # a label that no loss looks at
 _MATH = {  # module: its public functions
     "divergences": "divergence",
     "likelihood": "reward_conditioned sequence_logps sft unlikelihood weighted_sft",
-    "similarities": "Projection TaskFilter attention_maps layer_map relations similarity",
+    "similarities": "Projection attention_maps layer_map relations similarity",
     "preferences": "aft dpo kto orpo simpo slic spin",
     "rankings": "pro rank_logits rrhf uld",
     "rewards": "process_reward reward reward_list",

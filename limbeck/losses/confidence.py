@@ -32,7 +32,7 @@ class Confident:
         return alpha
 
 
-def confidence(alpha: float = 0.5, warmup: int = 0) -> Loss:
+def trusts(alpha: float = 0.5, warmup: int = 0) -> Loss:
     """Draws a classifier to a weaker one's probabilities, and to its own decisions: the auxiliary confidence loss.
 
     (1 − α)·CE(weak probabilities) + α·CE(own decision); α rises in a straight line from 0 to `alpha` over the first
@@ -42,7 +42,7 @@ def confidence(alpha: float = 0.5, warmup: int = 0) -> Loss:
     (arXiv 2312.09390), appendix A.4.
     """
     if not 0 <= alpha <= 1 or warmup < 0:
-        raise ValueError(f"confidence wants 0 ≤ alpha ≤ 1 and warmup ≥ 0 rows; it got {alpha:g} and {warmup}.")
+        raise ValueError(f"trusts wants 0 ≤ alpha ≤ 1 and warmup ≥ 0 rows; it got {alpha:g} and {warmup}.")
     return Loss(
         Confident(alpha, warmup),
         needs=("student.logits", "teacher.logits"),

@@ -38,7 +38,7 @@ def compiled(fn: Any) -> Any:
 @triton.jit
 def softmax_of(row_ptr, columns, inverse, BLOCK: tl.constexpr):
     """The largest logit of a row, over the temperature, and Σ exp(logit − largest)."""
-    top, mass = -float('inf'), 0.0
+    top, mass = -1e30, 0.0
     for start in range(0, columns, BLOCK):
         at = start + tl.arange(0, BLOCK)
         logits = tl.load(row_ptr + at, mask=at < columns, other=-float("inf")).to(tl.float32) * inverse

@@ -1,6 +1,6 @@
 """Distances between what a teacher and a student compute inside: hidden states, attention maps, and their relations.
 
-`a` is the teacher's, `b` the student's, both already of one shape: a `Projection` or a `TaskFilter` maps the one to the
+`a` is the teacher's, `b` the student's, both already of one shape: a `Projection` maps the one to the
 other. Gradients flow into both, for a map may stand on either side: the caller detaches what the teacher computed.
 Masks choose vectors or positions; what lies outside, NaN too, changes neither value nor gradient.
 """
@@ -150,29 +150,6 @@ class Projection(torch.nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         return super().forward(features.to(self.weight.dtype))
-
-
-class TaskFilter(torch.nn.Module):
-    """Keeps what a layer knows of the task, so that only that is aligned (TED, arXiv 2210.01351).
-
-    One for each aligned layer of the teacher and of the student, a linear map to a width that both share. First,
-    with the models frozen, `head` (any module from that width to the task's outputs) and filter are trained on the task
-    through `predict`; then the heads are dropped, and the "mse" of `filter(teacher)` and `filter(student)` is minimised
-    with the teacher's filters fixed.
-    """
-
-    def __init__(self, d_from: int, d_to: int, head: torch.nn.Module) -> None:
-        super().__init__()
-        self.filter = Projection(d_from, d_to, bias=True)
-        self.head = head
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """The filtered features: (..., d_from) -> (..., d_to)."""
-        return self.filter(hidden)
-
-    def predict(self, hidden: Tensor) -> Tensor:
-        """What the filtered features alone say of the task: (..., d_from) -> the head's outputs."""
-        return self.head(self.filter(hidden))
 
 
 def layer_map(student_layers: int, teacher_layers: int, kind: str = "every") -> list[tuple[int, int]]:

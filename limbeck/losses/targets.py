@@ -208,6 +208,7 @@ class Letters:
         if self.tail == "renormalise":
             self.log_p_nl = log_p_nk.log_softmax(-1)
             return
-        nothing_n1 = self.none_nk.all(-1, keepdim=True) | (log_p_nk.shape[-1] >= columns)
-        rest_n1 = (1 - log_p_nk.exp().sum(-1, keepdim=True)).masked_fill(nothing_n1, 0)
+        rest_n1 = 1 - log_p_nk.exp().sum(-1, keepdim=True)
+        if log_p_nk.shape[-1] >= columns:
+            rest_n1 = rest_n1 * 0  # there is no rest: what stands here is rounding
         self.log_p_nl = torch.cat([log_p_nk, torch.where(rest_n1 > 0, rest_n1.log(), NEVER)], -1)

@@ -76,7 +76,7 @@ def labels_of(teacher: Model, student: Model, alpha: float, rows: int) -> Object
     """Between classifiers the teacher's probabilities, beside the student's own decisions; else the teacher's words."""
     if any(getattr(model, "kind", None) != "classifier" for model in (teacher, student)):
         return SFT
-    return Objective(losses.confidence(alpha, warmup=math.ceil(0.4 * rows)), teacher=teacher)
+    return Objective(losses.trusts(alpha, warmup=math.ceil(0.4 * rows)), teacher=teacher)
 
 
 def same(row: dict[str, Any]) -> Verdict:

@@ -29,6 +29,8 @@ class Reader:
 
     def __init__(self, model: Any, layers: bool = False, attentions: bool = False):
         self.model, self.layers, self.attentions = model, layers, attentions
+        if attentions:  # other ways of attending make no maps
+            getattr(model, "get_base_model", lambda: model)().set_attn_implementation("eager")
         self.fused = understood(model)
         self.packs = False  # once it is known that it can
         self.auxiliary: Any = 0.0

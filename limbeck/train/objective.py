@@ -155,12 +155,15 @@ def _lacks(term: Objective) -> Iterator[str]:
             served = ", ".join(SERVES)
             yield f"loss '{loss.name}' needs {need}; this trainer serves {served} of student, teacher and reference."
         elif who == "teacher" and teacher is None:
-            yield f"loss '{loss.name}' needs {need}; the objective has no teacher: write Objective(…, teacher=…)."
+            wants = f"{who}.{SERVES[what]}"
+            yield f"loss '{loss.name}' needs {wants}; the objective has no teacher: write Objective(…, teacher=…)."
         elif (model := getattr(term, who, None)) is not None and SERVES[what] not in model.can:
             yield (
-                f"loss '{loss.name}' needs {need}; '{model.name}' can give ({_can(model)}): "
+                f"loss '{loss.name}' needs {who}.{SERVES[what]}; '{model.name}' can give ({_can(model)}): "
                 f"use an hf {who}, or SFT on its text."
             )
+        elif who == "teacher" and term.teacher_prompt and what in ("layers", "attentions"):
+            yield f"loss '{loss.name}' wants both models to read the same: leave teacher_prompt out."
     if loss.form != "response" and text.sampled:
         yield f"loss '{loss.name}' compares the rows' own answers; nobody else can write them: leave text= out."
     if text.teacher and (teacher is None or "weights" not in teacher.can):

@@ -183,6 +183,15 @@ def test_jsd_of_disjoint_is_log_2():
     assert float(divergence("jsd", logits((1, 0)), logits((0, 1)))) == pytest.approx(math.log(2))
 
 
+@pytest.mark.parametrize("kind", ["jsd", "skew-kl", "skew-reverse-kl"])
+def test_the_smallest_numbers_of_fp32_are_no_infinity(kind):
+    """A mixture of two numbers that just are not 0 may be 0."""
+    gaps = torch.arange(85, 106, 0.01)
+    t, s = (torch.stack([torch.zeros_like(gaps), -gaps - more], -1) for more in (0, 0.3))
+    for pair in ((t, s), (s, t)):
+        assert 0 <= float(divergence(kind, *pair)) < 1e-30
+
+
 def test_f_divergences_are_what_their_f_says():
     """f = t log t is forward KL, −log t reverse KL, ½|t − 1| total variation; f may have a pole at 0."""
     named = {"forward-kl": lambda r: r * r.log(), "reverse-kl": lambda r: -r.log(), "tvd": lambda r: (r - 1).abs() / 2}

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from limbeck.losses.similarities import (
     SIMILARITIES,
     Projection,
-    TaskFilter,
     attention_maps,
     layer_map,
     relations,
@@ -251,15 +250,6 @@ def test_a_projection_reads_half_precision_and_learns():
     assert mapped.shape == (2, 5, 3) and mapped.dtype == torch.float32
     similarity("mse", drawn(2, 5, 3).float(), mapped).backward()
     assert projection.weight.grad.any()
-
-
-def test_a_task_filter_is_trained_on_the_task_and_aligned_without_its_head():
-    task = TaskFilter(4, 3, torch.nn.Linear(3, 2))
-    hidden = drawn(5, 4).float()
-    assert task.predict(hidden).shape == (5, 2)
-    torch.testing.assert_close(task.predict(hidden), task.head(task(hidden)))
-    similarity("mse", drawn(5, 3).float(), task(hidden)).backward()
-    assert task.filter.weight.grad.any() and task.filter.bias.grad.any() and task.head.weight.grad is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from limbeck.errors import LimbeckError
-from limbeck.losses import SFT, Loss, forward_kl, jsd
+from limbeck.losses import SFT, Loss, forward_kl, jsd, prefers, ranks, resembles
 from limbeck.models.fake import Fake
 from limbeck.table import Table
 from limbeck.train import train
@@ -11,6 +11,7 @@ from limbeck.train.objective import Objective, Text, check, of
 
 ROWS = Table.from_rows([{"prompt": "w1", "response": "w2"}])
 CHAT = Fake(lambda request: "", name="openai/gpt")
+SEES = Fake(lambda request: "", name="hf/open", can=("chat", "logits", "hidden", "weights"))
 WHITE = Fake(lambda request: "", name="hf/big", can=("chat", "logits", "weights"))
 
 
@@ -37,12 +38,18 @@ def test_objectives_add_up():
     [
         (Objective(jsd(), teacher=CHAT), r"teacher.logits; 'openai/gpt' can give \(chat\): use an hf teacher, or SFT"),
         (Objective(jsd()), "needs teacher.logits; the objective has no teacher: write"),
-        (Objective(Loss(lambda b: b, needs=("reward",))), "needs reward; this trainer serves student.logits, teach"),
+        (Objective(Loss(lambda b: b, needs=("reward",))), "needs reward; this trainer serves head, logits, logps"),
         (Objective(SFT, text=Text(data=0, teacher=1), teacher=CHAT), "wants an hf teacher; ask any other first"),
         (Objective(SFT, teacher=WHITE), "has a teacher that loss 'sft' never reads"),
         (Objective(SFT, reference=WHITE), "has a reference that loss 'sft' never reads"),
         (Objective(SFT, rows=Table.from_rows([{"prompt": "w", "answer": "w"}])), "no response: name it with fields"),
         (Objective(SFT) + Objective(jsd()), "needs teacher.logits; the objective has no teacher"),
+        (Objective(prefers()), "wants columns prompt and chosen and rejected; the rows have .* no chosen"),
+        (Objective(ranks("rrhf")), "wants columns prompt and responses and scores; the rows have .* no responses"),
+        (Objective(prefers(), text=Text(data=0, student=1)), "'sigmoid' compares the rows' own answers"),
+        (Objective(SFT, teacher_prompt="context"), "columns .* context .* no context"),
+        (Objective(resembles(), teacher=SEES, teacher_prompt="prompt"), "both models to read the same: leave teacher_"),
+        (Objective(resembles(), teacher=WHITE), r"'resembles-mse' needs teacher.hidden; 'hf/big' can give"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit(objective, said):
