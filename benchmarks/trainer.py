@@ -4,11 +4,11 @@
     python benchmarks/trainer.py --data lognormal --vocab 4096 --batch 16
     python benchmarks/trainer.py --json > trainer.json
 
-A student of 256×4 with a tied head and `--vocab` (32,768) words, random weights, fp32, AdamW, gradients clipped; `--batch` rows to
-a step, of 256 tokens each (`fixed`) or of log-normal lengths up to 256 with a third of that as their mean. Every token
-behind a row's first is learned. All contestants see the same rows in the same order, padded to the longest of a step;
-the packed ones differ in that alone, and TRL's in that it fills `--batch` whole rows to a step, some three times as
-many tokens.
+A student of 256×4 with a tied head and `--vocab` (32,768) words, random weights, fp32, AdamW, gradients clipped;
+`--batch` rows to a step, of 256 tokens each (`fixed`) or of log-normal lengths up to 256 with a third of that as their
+mean. Every token behind a row's first is learned. All contestants see the same rows in the same order, padded to the
+longest of a step; the packed ones differ in that alone, and TRL's in that it fills `--batch` whole rows to a step, some
+three times as many tokens.
 
 Each contestant is a process of its own that is told to run a few steps when its turn comes and waits otherwise. A
 number is tokens per CPU second, the rows' own tokens and no padding, from the end of one step to the end of another:
@@ -266,9 +266,10 @@ def race(data: str, names: list[str], given: argparse.Namespace) -> dict[str, An
         for name in names:
             print(f"\r{data}: {name} starts{'':20}", end="", file=sys.stderr, flush=True)
             command = [sys.executable, __file__, "--data", data, *told, "--home", home, "--contestant", name]
-            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            running[name] = subprocess.Popen(command, text=True, **pipes | {"stderr": open(f"{home}/{name}.log", "w")})
-            found[name]["startup"] = answer(running[name], Path(home) / f"{name}.log")["startup"]
+            pipe, log = subprocess.PIPE, Path(home) / f"{name}.log"
+            with log.open("w") as errors:
+                running[name] = subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=errors)
+            found[name]["startup"] = answer(running[name], log)["startup"]
         for round_ in range(given.rounds):
             for name, process in running.items():
                 print(f"\r{data}: {round_ + 1}/{given.rounds} {name:24}", end="", file=sys.stderr, flush=True)

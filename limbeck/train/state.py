@@ -17,7 +17,7 @@ OWN = "limbeck"  # the attribute of the student at which the losses' own weights
 WRAPPER = "_checkpoint_wrapped_module."  # FSDP's activation checkpointing puts this into names
 
 
-def learned(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def learned(model: Any) -> Iterator[tuple[str, Any]]:
     """The parameters that get a gradient and the buffers that are saved, by name."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -112,7 +112,7 @@ class Trainer(transformers.Trainer):
         streams = zip(self.streams, zip(*drafts, strict=True), strict=True) if drafts else ()
         written = [self.write(stream, list(micro)) for stream, micro in streams]
         window = [list(batches) for batches in zip(*written, strict=True)]
-        counts = [sum(term.loss.count(micro[s]) for micro in window) for s, term in self.of_streams()]
+        counts: list[Any] = [sum(term.loss.count(micro[s]) for micro in window) for s, term in self.of_streams()]
         counts += [sum(len(micro[s].labels_n) for micro in window) for s in range(len(self.streams))]
         counts.append(sum(int(batch.tokens_bt.sum()) for micro in window for batch in micro))
         whole = self.accelerator.reduce(torch.tensor([*map(float, counts)], device=device), "sum")
@@ -209,7 +209,7 @@ class Trainer(transformers.Trainer):
         self, model: Any, inputs: list[Batch], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This micro-batch's part of the step's loss."""
-        shares = self.accelerator.num_processes / num_items_in_batch.clamp_min(1)
+        shares = self.accelerator.num_processes / or_one(num_items_in_batch)
         counts = len(self.terms)
         factors = [term.weight * share for term, share in zip(self.terms, shares[:counts], strict=True)]
         loss, sums = self.losses(self.streams, inputs, factors, shares[counts:])
@@ -223,7 +223,7 @@ class Trainer(transformers.Trainer):
             counts = len(self.terms)
             whole = self.accelerator.reduce(self.logged[1 : 2 + counts].clone(), "sum")
             logs["loss"] = float(whole[0] / self.logged[0])
-            logs |= self.named("loss", whole[1:] / self.logged[2 + counts :].clamp_min(1))
+            logs |= self.named("loss", whole[1:] / or_one(self.logged[2 + counts :]))
             self.logged = self.blank_log()
         super().log(logs, *args, **kwargs)
 
@@ -256,7 +256,7 @@ class Trainer(transformers.Trainer):
                 totals[1] += torch.stack([term.loss.count(batch) for term in stream.terms])
             found.append(totals)
         summed, counted = self.accelerator.reduce(torch.cat(found, dim=1), "sum")
-        means = summed / counted.clamp_min(1)
+        means = summed / or_one(counted)
         weights = means.new_tensor([term.weight for term in self.terms])
         metrics = {"eval_loss": float((weights * means).sum()), **self.named("eval_loss", means)}
         self.log(dict(metrics))
@@ -322,6 +322,11 @@ class Trainer(transformers.Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counting them walks all parameters at every micro-batch, and nobody reads the sum
+
+
+def or_one(counts: torch.Tensor) -> torch.Tensor:
+    """Counts to divide by; weights may well add up to less than 1, but where there is nothing, 0/1 is 0."""
+    return torch.where(counts > 0, counts, 1.0)
 
 
 def asked(term: Objective) -> list[tuple[str, str | None]]:

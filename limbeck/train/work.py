@@ -46,8 +46,8 @@ def work(
 ) -> dict[str, Any]:
     """Trains, or continues, and makes `path` appear whole. Returns what its meta.json holds, `named` included."""
     for term in objective.terms:
-        if term.teacher is not None:
-            check_vocabularies(term.loss.name, term.teacher, student)
+        for model in filter(None, (term.teacher, term.reference)):
+            check_vocabularies(term.loss.name, model, student)
         if student.kind == "classifier":
             kinds.check_labels(term, student)
     if hparams.packing and student.kind != "decoder":
@@ -134,7 +134,8 @@ def work(
 
 def _signals(objective: Objective) -> dict[tuple[str, str | None], Any]:
     """The frozen models that the terms name, each in memory once for each part that it plays."""
-    models, needs = {}, collections.defaultdict(set)
+    models: dict[tuple[str, str | None], Any] = {}
+    needs: dict[tuple[str, str | None], set[str]] = collections.defaultdict(set)
     for term in objective.terms:
         for who in ("teacher", "reference"):
             if (model := getattr(term, who)) is not None:
@@ -154,9 +155,8 @@ def _modules(model: Any, objective: Objective, seed: int) -> dict[Objective, tor
     for term in objective.terms:
         if term.loss.modules is not None:
             torch.manual_seed(seed)
-            made[term] = term.loss.modules(
-                model.config, None if term.teacher is None else term.teacher.weights().config
-            )
+            teacher: Any = term.teacher
+            made[term] = term.loss.modules(model.config, None if teacher is None else teacher.weights().config)
     if made:
         setattr(model, state.OWN, torch.nn.ModuleList(made.values()))
     return made

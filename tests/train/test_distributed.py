@@ -151,7 +151,8 @@ def sharded(student, teacher, folder):
 
     def sharding(self, *args, fsdp_plugin=None, **kwargs):
         usual(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 
     def watched(self, *args, **kwargs):
         head = self.inner.get_output_embeddings()
