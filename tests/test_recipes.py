@@ -148,7 +148,8 @@ def carried_out(name: str, directory: Path, dies_after: int | None = None) -> tu
     brain = Brain("brain", {"sold": 0, "dies_after": dies_after})
     with lb.Run(directory, progress=False) as run:
         before = run.ledger.spent()["calls"]
-        result = RECIPES[name].fn(**arguments(name, brain))
+        made = RECIPES[name].fn(**arguments(name, brain))
+        result = made[0] if isinstance(made, tuple) else made
         return result.digest, int(run.ledger.spent()["calls"] - before)
 
 

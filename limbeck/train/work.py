@@ -46,8 +46,8 @@ def work(
 ) -> dict[str, Any]:
     """Trains, or continues, and makes `path` appear whole. Returns what its meta.json holds, `named` included."""
     for term in objective.terms:
-        for model in filter(None, (term.teacher, term.reference)):
-            check_vocabularies(term.loss.name, model, student)
+        for known in filter(None, (term.teacher, term.reference)):
+            check_vocabularies(term.loss.name, known, student)
         if student.kind == "classifier":
             kinds.check_labels(term, student)
     if hparams.packing and student.kind != "decoder":

