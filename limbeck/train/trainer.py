@@ -160,7 +160,8 @@ class Trainer(transformers.Trainer):
 
         `balances`: each stream's factor of what a mixture of experts wants for itself.
         """
-        said = [self.score(stream, batch) for stream, batch in zip(streams, inputs, strict=True)]
+        with self.accelerator.autocast():  # a reference must say to the last bit what the student says at its start
+            said = [self.score(stream, batch) for stream, batch in zip(streams, inputs, strict=True)]
 
         def forward() -> tuple[torch.Tensor, torch.Tensor]:
             with self.accelerator.autocast():

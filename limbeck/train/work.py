@@ -102,6 +102,8 @@ def work(
             )
             if at_start(objective) and hparams.lora is not None:
                 signals["reference", None] = Start(lambda: trainer.model_wrapped, model)
+            elif at_start(objective):
+                signals["reference", None].weights.to(trainer.args.device)
             if hparams.torch_compile:
                 _plain(model).base_model.compile()  # all but the head, which is fused already
             bar.state = lambda: {"tokens": (trainer.tokens,)}

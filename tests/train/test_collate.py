@@ -53,6 +53,11 @@ def test_a_pair_is_two_sequences_of_one_row_and_numbers_come_one_a_sequence():
     assert batch.lengths_s.tolist() == [2, 1, 1, 2]
 
 
+def test_a_pair_with_nothing_to_learn_on_one_side_does_not_count():
+    batch = Layout()([row(FIRST, ([9, 4], [1, 0])), row(FIRST, SECOND)])
+    assert batch.real_g.tolist() == [False, True]
+
+
 @pytest.mark.parametrize("most", [None, 8])
 def test_a_blank_row_has_one_position_and_no_label(most):
     batch = Layout(pack=most)([blank()])

@@ -49,6 +49,13 @@ def margin(model: HF, row: dict) -> float:
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 8}], ids=["full", "lora"])
+def test_dpo_begins_at_log_2_in_bf16_too(lora, run, student):
+    """A reference in another precision than the student's would differ from it before the first step."""
+    model = train(student, PAIRS, named.prefers(beta=5.0), lora=lora, **FEW | {"max_steps": 1, "bf16": True})
+    assert losses(model)[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 8}], ids=["full", "lora"])
 def test_dpo_begins_at_log_2_and_ends_with_a_wider_margin(lora, run, student):
     model = train(student, PAIRS, named.prefers(), lora=lora, **FEW | {"max_steps": 8})
     found = losses(model)
