@@ -1,6 +1,6 @@
 """Trains the shipped student in many ways, over several seeds, and grades it; prints one table, whatever it shows.
 
-    python benchmarks/quality.py --out quality                         # five seeds; some hours of one core
+    python benchmarks/quality.py --out quality                         # five seeds; an hour or more of one core
     python benchmarks/quality.py --out quality --seeds 0 --only sft,forward-kl
     python benchmarks/quality.py --out quality --json > quality.json   # run again: what is finished is reused
 
@@ -12,7 +12,7 @@ choice of the problems adds is in them. Differences to `sft` are taken within a 
 All goes through runs of limbeck in `--out`, one directory a seed: a killed run goes on with the training that it was
 in. Several processes may share `--out` with different seeds. CPU seconds are those of the training alone: its own
 reading, sampling and saving, and the teacher's forward passes. Those of the teacher's answers, which most ways share,
-are told apart.
+are told apart; where a run was killed while it asked for them, they are what was left then.
 """
 
 import argparse
@@ -112,8 +112,6 @@ def measured(seed: int, given: argparse.Namespace, wanted: list[str]) -> Iterabl
             spent.note("elicit", time.process_time() - began)
         exam = lb.Task(questions(given.exam, seed, "test"), name="held-out problems")
         made = students(seed, lessons, given.steps)
-        if "itself" in wanted:  # learns from it, and is not to pay for its training
-            wanted = ["sft", *(name for name in wanted if name != "sft")]
         for name in wanted:
             since, began = time.time(), time.process_time()
             model = made[name]()
@@ -135,7 +133,7 @@ def interval(values: list[float]) -> tuple[float, float | None]:
 
 
 def summed(cells: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """One line of the table for each way that all seeds have finished."""
+    """The lines of the table."""
     by = {(cell["name"], cell["seed"]): cell for cell in cells}
     seeds = sorted({cell["seed"] for cell in cells})
     for name in WAYS:
@@ -186,7 +184,8 @@ def main() -> None:
     if len(given.seeds) > len(T) + 1:
         options.error(f"give at most {len(T) + 1} seeds")
     torch.set_num_threads(1)
-    wanted = [name for name in WAYS if not given.only or name in given.only]
+    # First what all are compared with; `itself` learns from it, and is not to pay for its training.
+    wanted = ["sft", *(name for name in WAYS if name != "sft" and (not given.only or name in given.only))]
     cells: list[dict[str, Any]] = []
     for seed in given.seeds:
         for cell in measured(seed, given, wanted):

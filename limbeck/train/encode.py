@@ -115,6 +115,8 @@ def _add_row(
         if (why := _add(made, pieces, parts, tokenizer, stops, max_length)) is not None:
             made.cut = cut
             return why
+        if len(row.pieces) > row.sequences and not made.last_prompt:
+            return Reject("max_length cuts off the last answer, the one that the teacher reads")
     made.cut = min(made.cut, cut + 1)
     made.end_row(row.columns, [i for part in encoded[row.sequences :] for piece in part for i in piece])
     return None

@@ -52,6 +52,11 @@ class Examples(Sequence[Row]):
         self._ends.append(len(self._ids))
         self._prompts.append(prompt)
 
+    @property
+    def last_prompt(self) -> int:
+        """The `prompt` of the sequence that was added last."""
+        return self._prompts[-1]
+
     def end_row(self, columns: Mapping[str, Sequence[float]], teacher_prompt: Sequence[int] = ()) -> None:
         """Ends a row with its numbers, one a sequence."""
         for name, held in self._columns.items():

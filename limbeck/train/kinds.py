@@ -102,7 +102,7 @@ def spelled(student: "HF", answer: Any, ends: Collection[int]) -> list[int] | Re
 
 def numbered(answer: Any, labels: Sequence[str]) -> list[int] | Reject:
     """The number of a label that is named, or told by its number."""
-    told = answer.strip() if isinstance(answer, str) else str(answer) if type(answer) is int else ""
+    told = answer.strip() if isinstance(answer, str) else str(answer) if isinstance(answer, int) else ""
     if told in labels:
         return [labels.index(told)]
     if told.isdecimal() and int(told) < len(labels):

@@ -256,3 +256,13 @@ def test_the_teacher_reads_its_own_prompt():
     ]
     assert said(tokenizer, made[0].sequences[0])[0] == "<bos> <user> w1 <bot> w2 <end>"
     assert encode([{"prompt": "w1", "response": "w2"}], tokenizer, 64, teacher_prompt="hinted").rejects
+
+
+def test_a_row_whose_last_answer_is_cut_off_has_nothing_that_a_teacher_could_read_otherwise(student):
+    talk = [{"role": role, "content": "w1 w2"} for role in ("user", "assistant") * 2]
+    rows = [{"messages": talk, "context": "w3 w1 w2"}]
+    whole = encode(rows, student.tokenizer, 64, teacher_prompt="context")
+    assert len(whole) == 1 and whole[0].teacher_prompt is not None
+    cut = encode(rows, student.tokenizer, 10, teacher_prompt="context")
+    assert len(cut) == 0 and "the teacher reads" in cut.rejects[0][1].reason
+    assert len(encode(rows, student.tokenizer, 10)) == 1

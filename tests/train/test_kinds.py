@@ -192,18 +192,21 @@ def test_pairs_and_the_teachers_own_prompt(small):
 
 
 def test_the_decoder_reads_each_answer_one_token_later(small):
-    rows = [{"prompt": "w1 w2", "response": "w3 w4"}, {"prompt": "w5", "response": "w6"}]
+    rows = [{"prompt": "w1 w2", "response": "w3"}, {"prompt": "w5", "response": "w6 w7 w8"}]
     batch = Layout(pad=1, kind="encoder-decoder", start=9)(list(encoded(small["t5"], rows)))
     assert batch.inputs["input_ids"].tolist() == [[8, 9, 3], [12, 3, 1]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch.inputs["decoder_input_ids"].tolist() == [[9, 10, 11], [9, 13, 1]]
-    assert batch.tokens_bt.tolist() == [[True] * 3, [True, True, False]]
-    assert (batch.labels_n.tolist(), batch.at_n.tolist()) == ([10, 11, 3, 13, 3], [0, 1, 2, 3, 4])
-    assert batch.sequence_n.tolist() == [0, 0, 0, 1, 1]
+    assert batch.inputs["decoder_input_ids"].tolist() == [[9, 10, 1, 1], [9, 13, 14, 15]]
+    assert batch.tokens_bt.tolist() == [[True, True, False, False], [True] * 4]
+    assert (batch.labels_n.tolist(), batch.at_n.tolist()) == ([10, 3, 13, 14, 15, 3], [0, 1, 4, 5, 6, 7])
+    assert batch.sequence_n.tolist() == [0, 0, 1, 1, 1, 1]
 
 
 ROWS = {
-    "encoder-decoder": [{"prompt": words(1, 2, 3), "response": "w4"}, {"prompt": "w5", "response": words(6, 7, 8)}],
+    "encoder-decoder": [
+        {"prompt": words(1, 2, 3, 4, 5), "response": "w4"},
+        {"prompt": "w5", "response": words(6, 7, 8)},
+    ],
     "classifier": [{"prompt": words(1, 2, 3), "response": "1"}, {"prompt": "w5", "response": "0"}],
 }
 
