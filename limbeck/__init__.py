@@ -29,6 +29,7 @@ _WHERE = {  # module: the public names that it holds
         "SFT diverges forward_kl jsd kto prefers ranks reverse_kl reward_conditioned unlikelihood weighted_sft"
     ),
     "losses.features": "adapts filters resembles",
+    "losses.confidence": "trusts",
     "evals": "Report Task Verdict compare evaluate exact_answer",
     "recipe": "recipe variant",
     "report": "save",
@@ -42,7 +43,7 @@ __all__ = [
     "Incomplete", "jsd", "Judge", "keep", "kto", "LimbeckError", "Loss", "losses", "Many", "mean", "minus",
     "mismatch", "mix", "Model", "models", "Objective", "op", "pair", "parse", "pick", "prefers", "Prompt", "prune",
     "Ramp", "rank", "ranks", "recipe", "recipes", "Reject", "Reply", "Report", "Request", "resembles", "reverse_kl",
-    "reward_conditioned", "Run", "save", "score", "SFT", "shots", "Table", "Task", "teach", "Text", "train",
+    "reward_conditioned", "Run", "save", "score", "SFT", "shots", "Table", "Task", "teach", "Text", "train", "trusts",
     "unlikelihood", "variant", "Verdict", "weighted_sft", "where",
 ]  # fmt: skip
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .evals import Report, Task, Verdict, compare, evaluate, exact_answer
     from .judges import Judge
     from .losses import Loss
+    from .losses.confidence import trusts
     from .losses.features import adapts, filters, resembles
     from .losses.named import (
         SFT,

@@ -35,6 +35,7 @@ _MATH = {  # module: its public functions
 _NAMED = {  # module: losses that a training takes; where a name is also one of the math, the latter is meant here
     "named": "SFT diverges forward_kl jsd prefers ranks reverse_kl",
     "features": "adapts filters resembles",
+    "confidence": "trusts",
 }
 _HOME = {name: module for module, names in (_NAMED | _MATH).items() for name in names.split()}
 
