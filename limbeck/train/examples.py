@@ -43,7 +43,7 @@ class Examples(Sequence[Row]):
         self._columns = {name: array.array("d") for name in columns}
         self._teacher, self._teacher_ends = array.array("i"), array.array("q", [0])
         self.rejects: list[tuple[int, Reject]] = []
-        self.cut = 0  # rows whose answer lost its end to max_length
+        self.cut = 0  # rows that lost something to max_length
 
     def add(self, ids: Sequence[int], learn: Sequence[bool], prompt: int) -> None:
         """Adds a sequence to the row that is being made."""

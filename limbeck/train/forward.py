@@ -46,6 +46,11 @@ class Reader:
                 output_attentions=self.attentions,
             )
             head = head_of(self.model) if self.fused else None
+        if self.fused and head is None:  # or hidden states would pass for logits
+            raise LimbeckError(
+                f"the head of {type(self.model).__name__} is no longer what it was when training began; leave what changes "
+                "it (an adapter, a wrapper) out."
+            )
         last_btd = held[0] if held else seen.logits
         each, at_n = last_btd.flatten(0, -2), batch.at_n
         hidden_nd = each[at_n // batch.tokens_bt.shape[1] if last_btd.ndim == 2 else at_n]
@@ -122,7 +127,7 @@ def head_of(model: Any) -> Head | None:
             matrices = (projection.lora_A[name].weight, projection.lora_B[name].weight)
             low_rank = (*matrices, projection.scaling[name])
         projection = projection.base_layer
-    if type(projection) is not torch.nn.Linear:
+    if type(projection).forward is not torch.nn.Linear.forward:  # a class of FSDP2's own has it too
         return None
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)

@@ -19,7 +19,8 @@ SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")  # how a 
 HOME = Path(__file__).parent
 # The files whose behaviour decides the weights, beside those of the loss.
 SOURCES = (
-    "encode.py", "examples.py", "collate.py", "schedule.py", "signal.py", "text.py", "forward.py", "trainer.py",
+    "encode.py", "examples.py", "kinds.py", "collate.py", "schedule.py", "signal.py", "text.py", "forward.py",
+    "trainer.py",
 )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ class Hparams:
     fp16: bool = False
     tf32: bool | None = None
     seed: int = 0
-    max_length: int = 1024  # tokens of prompt and answer together; what is longer is cut on the right
+    max_length: int = 1024  # tokens of prompt and answer together (of each, for an encoder-decoder); cut on the right
     lora: Mapping[str, Any] | None = None  # what peft.LoraConfig takes; None trains all weights
     quantize: str | None = None  # "nf4" or "int8": the weights under the adapter, while it is trained
     # The first two want eval_rows, which decide the weights then.
