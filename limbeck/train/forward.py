@@ -48,7 +48,7 @@ class Reader:
             head = head_of(self.model) if self.fused else None
         if self.fused and head is None:  # or hidden states would pass for logits
             raise LimbeckError(
-                f"the head of {type(self.model).__name__} is no longer what it was when training began; leave what changes "
+                f"the head of {type(self.model).__name__} is not what it was when training began; leave what changes "
                 "it (an adapter, a wrapper) out."
             )
         last_btd = held[0] if held else seen.logits
