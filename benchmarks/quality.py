@@ -1,7 +1,7 @@
 """Trains the shipped student in many ways, over several seeds, and grades it; prints one table, whatever it shows.
 
     python benchmarks/quality.py --out quality                         # five seeds; an hour or more of one core
-    python benchmarks/quality.py --out quality --seeds 0 --only sft,forward-kl
+    python benchmarks/quality.py --out quality --seeds 0 --only 'sft;forward-kl'
     python benchmarks/quality.py --out quality --json > quality.json   # run again: what is finished is reused
 
 Every way has the quickstart's settings, and none was tuned: equally many steps of as many rows at one learning rate.
@@ -45,6 +45,13 @@ WAYS = {
     "hidden": "forward KL, and mean squares between hidden states",
     "pruned sft": "SFT, from weights cut out of the teacher",
     "pruned kl": "forward KL, from weights cut out of the teacher",
+    "sft, sft": "as many steps again, from the `sft` student, as all below: SFT",
+    "sft, forward-kl": "KL(teacher ‖ student)",
+    "sft, reverse-kl": "KL(student ‖ teacher)",
+    "sft, jsd": "Jensen-Shannon, β = 0.5",
+    "sft, skew-kl": "KL(teacher ‖ 0.1 teacher + 0.9 student)",
+    "sft, alpha-beta": "α-β divergence, 0.2 and 0.7",
+    "sft, on-policy": "Jensen-Shannon, half of the steps on what the student writes then",
 }
 SHAPE = {"layers": 3, "hidden_size": 64, "intermediate_size": 256, "heads": 2}  # as many weights as the student has
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's, two-sided 95 %, by seeds - 2
@@ -85,6 +92,13 @@ def students(seed: int, lessons: lb.Table, steps: int) -> dict[str, Callable[[],
         "hidden": lambda: learn(towards(lb.forward_kl()) + towards(lb.resembles("mse"))),
         "pruned sft": lambda: learn(student=cut()),
         "pruned kl": lambda: learn(towards(lb.forward_kl()), student=cut()),
+        "sft, sft": lambda: learn(student=learn()),
+        "sft, forward-kl": lambda: learn(towards(lb.forward_kl()), student=learn()),
+        "sft, reverse-kl": lambda: learn(towards(lb.reverse_kl()), student=learn()),
+        "sft, jsd": lambda: learn(towards(lb.jsd(0.5)), student=learn()),
+        "sft, skew-kl": lambda: learn(towards(lb.diverges("skew-kl", alpha=0.1)), student=learn()),
+        "sft, alpha-beta": lambda: learn(towards(lb.diverges("alpha-beta", a=0.2, b=0.7)), student=learn()),
+        "sft, on-policy": lambda: learn(towards(lb.jsd(0.5), text=own), student=learn()),
     }
 
 
@@ -176,7 +190,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     options.add_argument("--steps", type=int, default=QUICKSTART["steps"])
     options.add_argument("--exam", type=int, default=500, help="problems that each student is graded on")
-    options.add_argument("--only", type=lambda text: text.split(","), default=[])
+    options.add_argument("--only", type=lambda text: text.split(";"), default=[])
     options.add_argument("--json", action="store_true", help="every single result, and the table's lines")
     given = options.parse_args()
     if unknown := set(given.only) - WAYS.keys():

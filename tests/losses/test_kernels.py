@@ -1,7 +1,6 @@
 """The Triton kernels against the torch path: in Triton's interpreter, or on the GPU where there is one."""
 
 import importlib.util
-import os
 
 import pytest
 import torch
@@ -15,8 +14,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of −∞ − −∞, which a `where` then leaves out
 ]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 
 N, V = 3, 150
 
