@@ -180,7 +180,7 @@ def rejects(directory: Path) -> dict[str, int]:
     for stage in stages(directory):
         counts.update(stage["counts"].get("rejected") or {})
     for event in trainings(list(events(directory))):
-        counts.update({f"not learned: {reason}": n for reason, n in event["rejected"].items()})
+        counts.update({f"not learned: {reason}": n for reason, n in (event.get("rejected") or {}).items()})
     return dict(counts.most_common())
 
 

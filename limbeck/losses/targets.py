@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import pointwise
 from .divergences import diverge, rule, without_last
 
 if TYPE_CHECKING:
@@ -92,8 +93,9 @@ class Lesson:
         self.dtype = values_n.dtype
         self.weights_n1 = None if weights_n is None else (weights_n / term.temperature)[:, None]
         self.rule = rule(term.kind, term.args)
-        # Only a forward KL is finite where the teacher has ruled out what the student may say.
-        floor = 0.0 if term.kind == "forward-kl" else torch.finfo(self.dtype).eps
+        # These are infinite where the teacher's rest is lost in rounding; a rest of that size keeps them below it.
+        boundless = (pointwise.reverse_kl, pointwise.symmetric_kl, pointwise.adaptive_kl, pointwise.alpha_beta_without_a)
+        floor = torch.finfo(self.dtype).eps if self.rule.fn in boundless else 0.0
         self.letters: Any = None if teacher else Letters(term.target, term.without_n, columns, self.dtype, floor)
         if self.letters and self.letters.tail == "missing":
             self.rule = without_last(self.rule)

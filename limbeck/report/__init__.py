@@ -135,7 +135,7 @@ def _head(name: str, record: dict, saved: dict, events: list[dict], stages: list
     spent: dict[str, Any] = next((e["spent"] for e in reversed(events) if "spent" in e), {})
     table = result.table_of(saved)
     rejected = sum(sum((s["counts"].get("rejected") or {}).values()) for s in stages)
-    unlearned = sum(sum(event["rejected"].values()) for event in result.trainings(events))
+    unlearned = sum(sum((event.get("rejected") or {}).values()) for event in result.trainings(events))
     facts = {
         "rows learned from" if "trained_on" in saved else "rows made": f"{table['rows']:,}" if table else None,
         "left out": f"{rejected:,}" if stages else None,
