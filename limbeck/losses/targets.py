@@ -83,6 +83,10 @@ class Term:
                 return len(about_n)
 
 
+# These are infinite where the teacher's rest is lost in rounding; a rest of that size keeps them below it.
+BOUNDLESS = (pointwise.reverse_kl, pointwise.symmetric_kl, pointwise.adaptive_kl, pointwise.alpha_beta_without_a)
+
+
 class Lesson:
     """One term, ready for tiles: a few positions with the student's logits and those of a dense target."""
 
@@ -93,9 +97,7 @@ class Lesson:
         self.dtype = values_n.dtype
         self.weights_n1 = None if weights_n is None else (weights_n / term.temperature)[:, None]
         self.rule = rule(term.kind, term.args)
-        # These are infinite where the teacher's rest is lost in rounding; a rest of that size keeps them below it.
-        boundless = (pointwise.reverse_kl, pointwise.symmetric_kl, pointwise.adaptive_kl, pointwise.alpha_beta_without_a)
-        floor = torch.finfo(self.dtype).eps if self.rule.fn in boundless else 0.0
+        floor = torch.finfo(self.dtype).eps if self.rule.fn in BOUNDLESS else 0.0
         self.letters: Any = None if teacher else Letters(term.target, term.without_n, columns, self.dtype, floor)
         if self.letters and self.letters.tail == "missing":
             self.rule = without_last(self.rule)
